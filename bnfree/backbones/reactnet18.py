@@ -1,0 +1,78 @@
+"""ReActNet-18: ResNet-18 with one binary convolution in each residual unit.
+
+Sources: Bi-Real Net (ECCV 2018) for the layout, ReActNet (ECCV 2020, github.com/liuzechun/ReActNet), "BNN - BN = ?"
+(arXiv 2104.08215, github.com/VITA-Group/BNN_NoBN) for the BN-free form.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from bnfree.backbones.residual import Norm, ReActNet, ResidualUnit, Stem, StemKind, Variant
+from bnfree.backbones.variance import normalizer_free_betas, public_betas_reactnet18
+
+BLOCKS_PER_STAGE = [4, 4, 4, 4]
+
+
+class ReActNet18(ReActNet):
+    """ReActNet-18 for images of any size.
+
+    Args:
+        num_classes: number of classes.
+        norm: `bn_free` (standardised weights, alpha and beta), `batch_norm` (the twin) or `none` (neither).
+        binary_weights: True: activations and weights are binary (step 2); False: activations only (step 1). Both have
+            the same state dict.
+        stem: `cifar` (3x3, stride 1, for small images) or `imagenet` (7x7, stride 2, max pooling).
+        alpha: factor of the residual branch in BN-free networks; None: 0.5, or the published 0.2 with `reference`.
+        width: channels of the first stage; the later ones have 2, 4 and 8 times as many.
+        reference: reproduce the public BNN_NoBN code: its beta rule, all-positive initialisation of binary weights,
+            binary shortcut convolutions, alpha 0.2, no calibration.
+        in_channels: channels of the images.
+        estimator: gradient estimator of the binary activations, see `bnfree.binarize.sign`.
+        binary_shortcut: binarise the 1x1 convolutions of the shortcuts too when the weights are binary; None: only with
+            `reference`. ReActNet's authors keep them real, the public BN-free code does not.
+
+    Raises:
+        InputError: an argument out of range or an unknown choice.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        norm: Norm = "bn_free",
+        binary_weights: bool = True,
+        stem: StemKind = "cifar",
+        alpha: float | None = None,
+        width: int = 64,
+        reference: bool = False,
+        in_channels: int = 3,
+        estimator: str = "approx",
+        binary_shortcut: bool | None = None,
+    ) -> None:
+        if alpha is None:
+            alpha = 0.2 if reference else 0.5
+        if binary_shortcut is None:
+            binary_shortcut = reference
+        variant = Variant(norm, binary_weights, binary_shortcut, alpha, reference, estimator)
+        super().__init__(num_classes, in_channels, width, stem, variant)
+        imagenet = stem == "imagenet"
+        self.stem = Stem(in_channels, width, 7 if imagenet else 3, 2 if imagenet else 1, imagenet, variant)
+        if reference:
+            betas = public_betas_reactnet18(BLOCKS_PER_STAGE, alpha)
+        else:
+            first_of_stage = [s > 0 and b == 0 for s, blocks in enumerate(BLOCKS_PER_STAGE) for b in range(blocks)]
+            betas = normalizer_free_betas(first_of_stage, alpha)
+        remaining = iter(betas)
+        stages, channels = [], width
+        for stage, blocks in enumerate(BLOCKS_PER_STAGE):
+            units = []
+            for block in range(blocks):
+                transition = stage > 0 and block == 0
+                out_channels = width * 2**stage
+                stride = 2 if transition else 1
+                unit = ResidualUnit(channels, out_channels, 3, stride, transition, next(remaining), variant)
+                units.append(unit)
+                channels = out_channels
+            stages.append(nn.Sequential(*units))
+        self.body = nn.Sequential(*stages)
+        self.classifier = nn.Linear(channels, num_classes)

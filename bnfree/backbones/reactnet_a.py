@@ -1,0 +1,69 @@
+"""ReActNet-A: MobileNet-V1's layout, each block a binary 3x3 unit and a binary 1x1 unit.
+
+Sources: ReActNet (ECCV 2020, github.com/liuzechun/ReActNet), "BNN - BN = ?" (arXiv 2104.08215,
+github.com/VITA-Group/BNN_NoBN) for the BN-free form.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from bnfree.backbones.residual import Norm, ReActNet, ResidualUnit, Stem, StemKind, Variant
+from bnfree.backbones.variance import normalizer_free_betas, public_betas_reactnet_a
+
+# Output channels of each block as a multiple of the stem's, and its stride.
+BLOCKS = [(2, 1), (4, 2), (4, 1), (8, 2), (8, 1), (16, 2), *[(16, 1)] * 5, (32, 2), (32, 1)]
+
+
+class ReActNetA(ReActNet):
+    """ReActNet-A for images of any size.
+
+    Args:
+        num_classes: number of classes.
+        norm: `bn_free` (standardised weights, alpha and beta), `batch_norm` (the twin) or `none` (neither).
+        binary_weights: True: activations and weights are binary (step 2); False: activations only (step 1). Both have
+            the same state dict.
+        stem: stride of the 3x3 stem: `cifar` 1, for small images; `imagenet` 2.
+        alpha: factor of the residual branch in BN-free networks; None: 0.5, or the published 0.2 with `reference`.
+        width: channels of the stem; the last blocks have 32 times as many.
+        reference: reproduce the public BNN_NoBN code: its beta rule, all-positive initialisation of binary weights,
+            alpha 0.2, no calibration.
+        in_channels: channels of the images.
+        estimator: gradient estimator of the binary activations, see `bnfree.binarize.sign`.
+
+    Raises:
+        InputError: an argument out of range or an unknown choice.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        norm: Norm = "bn_free",
+        binary_weights: bool = True,
+        stem: StemKind = "imagenet",
+        alpha: float | None = None,
+        width: int = 32,
+        reference: bool = False,
+        in_channels: int = 3,
+        estimator: str = "approx",
+    ) -> None:
+        if alpha is None:
+            alpha = 0.2 if reference else 0.5
+        variant = Variant(norm, binary_weights, False, alpha, reference, estimator)
+        super().__init__(num_classes, in_channels, width, stem, variant)
+        self.stem = Stem(in_channels, width, 3, 2 if stem == "imagenet" else 1, False, variant)
+        if reference:
+            betas = public_betas_reactnet_a([stride == 2 for _, stride in BLOCKS], alpha)
+        else:
+            betas = normalizer_free_betas([t for _, stride in BLOCKS for t in (stride == 2, False)], alpha)
+        blocks, channels = [], width
+        for (multiple, stride), beta_3x3, beta_1x1 in zip(BLOCKS, betas[::2], betas[1::2], strict=True):
+            blocks.append(
+                nn.Sequential(
+                    ResidualUnit(channels, channels, 3, stride, False, beta_3x3, variant),
+                    ResidualUnit(channels, width * multiple, 1, 1, False, beta_1x1, variant),
+                )
+            )
+            channels = width * multiple
+        self.body = nn.Sequential(*blocks)
+        self.classifier = nn.Linear(channels, num_classes)
