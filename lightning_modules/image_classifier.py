@@ -1,0 +1,196 @@
+"""The LightningModule that trains a backbone to classify images."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics.classification import MulticlassAccuracy
+
+from bnfree.calibration import calibrate
+from bnfree.errors import InputError
+from lightning_modules.initial_weights import load_initial_weights
+from lightning_modules.linear_decay import LinearDecay
+from lightning_modules.parameter_groups import WeightDecayOn, parameter_groups
+
+LRSchedulerCallable = Callable[[Optimizer, int], LRScheduler]
+
+
+class ImageClassifier(LightningModule):
+    """Trains a backbone with cross-entropy; logs `train/loss`, `train/acc`, `val/loss`, `val/acc`, `test/acc`.
+
+    With 100 classes or more, top-5 accuracy too (`val/acc5`, `test/acc5`). Before the first step of a fresh run a
+    BN-free backbone is calibrated on training images (`bnfree.calibration`), unless it starts from `init_from` or is a
+    `reference` network.
+
+    Args:
+        backbone: network from images (N, C, H, W) to logits (N, num_classes), such as `ReActNet18`.
+        optimizer: class and settings of the optimizer; the parameters are given to it in two groups, see
+            `weight_decay_on`.
+        lr_scheduler: class and settings of the learning-rate schedule; it is given the optimizer and the number of
+            steps of the whole run (epochs, if `interval` is `epoch`).
+        interval: whether the schedule moves every `step` or every `epoch`.
+        label_smoothing: share of the target probability that is spread over all classes, in training only.
+        weight_decay_on: `convolutions`: latent weights of convolutions only; `public_code`: also gains and shifts, as
+            in the public BNN_NoBN code; `all`: every parameter.
+        init_from: checkpoint whose weights, and nothing else, a fresh run starts from: one of this project's, a plain
+            state dict of the backbone, or one of the public BNN_NoBN or ReActNet code. Strict.
+        calibration_images: number of training images to calibrate on; 0: no calibration.
+
+    Raises:
+        InputError: a value out of range; at the start of a run also a backbone that does not fit the data.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        optimizer: OptimizerCallable = lambda parameters: Adam(parameters, lr=1e-3),
+        lr_scheduler: LRSchedulerCallable = lambda optimizer, total: LinearDecay(optimizer, total),
+        interval: Literal["step", "epoch"] = "step",
+        label_smoothing: float = 0.0,
+        weight_decay_on: WeightDecayOn = "convolutions",
+        init_from: str | None = None,
+        calibration_images: int = 256,
+    ) -> None:
+        super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise InputError(f"label_smoothing={label_smoothing} must be at least 0 and less than 1.")
+        if interval not in ("step", "epoch"):
+            raise InputError(f"interval={interval!r} is not known; choose 'step' or 'epoch'.")
+        if calibration_images < 0:
+            raise InputError(f"calibration_images={calibration_images} must be at least 0; 0 switches it off.")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Attribute '.*' is an instance of `nn.Module`")
+            self.save_hyperparameters(logger=False)
+        # Built from a config, these are class paths with their arguments, which a checkpoint can hold; built in Python,
+        # they are objects, and a checkpoint that held them could not be loaded safely.
+        for name, value in list(self.hparams.items()):
+            if isinstance(value, nn.Module) or callable(value):
+                del self.hparams[name]
+        self.backbone = backbone
+        self.optimizer, self.lr_scheduler, self.interval = optimizer, lr_scheduler, interval
+        self.label_smoothing, self.weight_decay_on = label_smoothing, weight_decay_on
+        self.init_from, self.calibration_images = init_from, calibration_images
+        parameter_groups(backbone, weight_decay_on)
+        num_classes = self._num_classes()
+        self.accuracies = nn.ModuleDict(
+            {f"{stage}/acc": MulticlassAccuracy(num_classes, average="micro") for stage in ("train", "val", "test")}
+        )
+        if num_classes >= 100:
+            for stage in ("val", "test"):
+                self.accuracies[f"{stage}/acc5"] = MulticlassAccuracy(num_classes, top_k=5, average="micro")
+
+    def _num_classes(self) -> int:
+        num_classes = getattr(self.backbone, "num_classes", None)
+        if not isinstance(num_classes, int):
+            raise InputError(
+                f"backbone={type(self.backbone).__name__} has no integer attribute num_classes; add it to the class."
+            )
+        return num_classes
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, num_classes) of images (N, C, H, W)."""
+        return self.backbone(images)
+
+    def setup(self, stage: str) -> None:
+        """Checks that backbone and data fit together; loads `init_from` in a fresh fit."""
+        data = getattr(self.trainer, "datamodule", None)
+        for data_name, data_value, name in (
+            ("num_classes", getattr(data, "num_classes", None), "num_classes"),
+            ("image_shape[0]", (getattr(data, "image_shape", None) or (None,))[0], "in_channels"),
+        ):
+            value = getattr(self.backbone, name, None)
+            if data_value is not None and value is not None and value != data_value:
+                raise InputError(
+                    f"backbone.{name}={value} does not fit {type(data).__name__}, whose {data_name} is {data_value}: "
+                    f"set model.init_args.backbone.init_args.{name} to {data_value}."
+                )
+        if stage == "fit" and self.init_from is not None and self.trainer.ckpt_path is None:
+            load_initial_weights(self.backbone, self.init_from)
+
+    def on_train_start(self) -> None:
+        """Calibrates a fresh BN-free backbone."""
+        wanted = getattr(self.backbone, "wants_calibration", False) and self.init_from is None
+        if not wanted or self.calibration_images == 0 or self.trainer.global_step > 0:
+            return
+        report = calibrate(self.backbone, self._calibration_images().to(self.device))
+        if self.trainer.world_size > 1:
+            # Processes may round differently; training must start from the same constants everywhere.
+            state = {key: value.cpu() for key, value in self.backbone.state_dict().items()}
+            self.backbone.load_state_dict(self.trainer.strategy.broadcast(state, src=0))
+        betas = [unit.beta for unit in report]
+        rank_zero_info(
+            f"Calibrated {len(report)} residual units on {self.calibration_images} training images: "
+            f"beta {min(betas):.2f} to {max(betas):.2f}."
+        )
+
+    def _calibration_images(self) -> Tensor:
+        data = getattr(self.trainer, "datamodule", None)
+        if hasattr(data, "calibration_images"):
+            return data.calibration_images(self.calibration_images)
+        images: list[Tensor] = []
+        with torch.random.fork_rng():
+            for batch in self.trainer.train_dataloader:
+                images.append(batch[0])
+                if sum(map(len, images)) >= self.calibration_images:
+                    break
+        return torch.cat(images)[: self.calibration_images]
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Cross-entropy of a batch of images (N, C, H, W) and labels (N,)."""
+        images, labels = batch
+        logits = self(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(labels))
+        self.log("loss", loss, on_step=True, on_epoch=False, prog_bar=True, logger=False)
+        self._log_accuracy("train", logits.detach(), labels)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Loss and accuracy on the validation part."""
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Loss and accuracy on the test set."""
+        self._evaluate("test", batch)
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Class (N,) and its probability (N,) for images (N, C, H, W) with indices (N,)."""
+        images, index = batch
+        probability, label = self(images).float().softmax(1).max(1)
+        return {"index": index, "class": label, "probability": probability}
+
+    def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> None:
+        images, labels = batch
+        logits = self(images)
+        loss = F.cross_entropy(logits, labels)
+        self.log(f"{stage}/loss", loss, on_epoch=True, sync_dist=True, batch_size=len(labels))
+        self._log_accuracy(stage, logits, labels)
+
+    def _log_accuracy(self, stage: str, logits: Tensor, labels: Tensor) -> None:
+        for name, accuracy in self.accuracies.items():
+            if name.startswith(stage):
+                accuracy.update(logits, labels)
+                self.log(name, accuracy, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """The optimizer on its parameter groups, and the schedule over the length of the whole run."""
+        optimizer = self.optimizer(parameter_groups(self.backbone, self.weight_decay_on))
+        total = self.trainer.estimated_stepping_batches if self.interval == "step" else self.trainer.max_epochs
+        if total is None or total == float("inf") or total < 1:
+            raise InputError(
+                f"trainer.max_epochs={self.trainer.max_epochs} gives the learning-rate schedule no length; "
+                "set trainer.max_epochs or trainer.max_steps to a positive number."
+            )
+        scheduler = self.lr_scheduler(optimizer, int(total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": self.interval}}

@@ -1,0 +1,65 @@
+"""Starting a network from the weights of a checkpoint, and from nothing else in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bnfree.errors import InputError
+from bnfree.reference import is_public_checkpoint, load_checkpoint
+
+
+def load_initial_weights(backbone: nn.Module, path: str | Path) -> None:
+    """Loads the weights of a checkpoint into `backbone`, strictly.
+
+    Reads checkpoints written by this project's modules (the weights under `backbone.`), a plain state dict of the
+    backbone, and checkpoints of the public BNN_NoBN and ReActNet code. Beta and masks come along, since they are part
+    of the state dict; optimizer, epoch and learning rate do not.
+
+    Args:
+        backbone: the network to fill; it keeps its weights when anything fails.
+        path: checkpoint file, opened with `weights_only=True`.
+
+    Raises:
+        InputError: no such file, not a checkpoint, or weights of another architecture.
+    """
+    weights = _read_weights(Path(path), backbone)
+    current = backbone.state_dict()
+    optional = {key for key in set(weights) - set(current) if key.endswith(".mask")}
+    missing, unexpected = sorted(set(current) - set(weights)), sorted(set(weights) - set(current) - optional)
+    reshaped = sorted(k for k in set(current) & set(weights) if current[k].shape != weights[k].shape)
+    for problem, keys in (("lacks", missing), ("has in addition", unexpected), ("has in another shape", reshaped)):
+        if keys:
+            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            raise InputError(
+                f"init_from={str(path)!r} does not fit {type(backbone).__name__}: it {problem} {keys[0]!r}{more}; "
+                "give a checkpoint of the same architecture, normalisation, width, stem and number of classes."
+            )
+    backbone.load_state_dict(weights, strict=True)
+
+
+def _read_weights(path: Path, backbone: nn.Module) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise InputError(f"init_from={str(path)!r} is not a file; give a checkpoint to start from.")
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # Damaged archives end in many exception types, all of which mean the same to the user.
+        raise InputError(
+            f"init_from={str(path)!r} cannot be read as a checkpoint: it is damaged or holds more than tensors "
+            f"({type(error).__name__}); give a complete checkpoint file."
+        ) from error
+    weights = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(weights, dict) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
+        raise InputError(f"init_from={str(path)!r} holds no state dict; give a checkpoint or a network's state dict.")
+    if is_public_checkpoint(weights):
+        variant = getattr(backbone, "variant", None)
+        public = load_checkpoint(weights, binary_weights=variant is None or variant.binary_weights)
+        return dict(public.state_dict())
+    weights = {key.replace("_orig_mod.", ""): value for key, value in weights.items()}
+    if any(key.startswith("backbone.") for key in weights):
+        return {key.removeprefix("backbone."): v for key, v in weights.items() if key.startswith("backbone.")}
+    return weights
