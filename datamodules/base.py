@@ -1,0 +1,221 @@
+"""The base of all data modules: splits, loaders, and what happens to a batch on its device."""
+
+from abc import abstractmethod
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from bnfree.errors import InputError
+from datamodules.augmentation import normalize
+from datamodules.batches import RawBatch, finish_batch
+from datamodules.checks import check_int, check_split, split_size
+from datamodules.loader import BatchLoader
+from datamodules.randomness import stratified_split
+from datamodules.sampler import GlobalBatchSampler
+from datamodules.sources import ImageSource
+
+
+class Part(NamedTuple):
+    """Images `indices` (M,) of a source, in the order of evaluation."""
+
+    source: ImageSource
+    indices: Tensor
+
+
+class ImageDataModule(LightningDataModule):
+    """Base of the data modules: a subclass says how to `load` a source, and sets the attributes below.
+
+    After the transfer to the device a batch of training, validation and test is (images, labels): float32
+    (N, C, H, W), normalised, and int64 (N,). A batch of prediction is (images, indices) over the test set, where
+    `predict_image_names[index]` names the image.
+
+    No draw touches the global random state. The split is a function of `split_seed`, the order of an epoch of (`seed`,
+    epoch), the augmentation of an image of (`seed`, epoch, image). A run is therefore the same on one process with
+    batch size 128 as on two with 64, and goes on exactly when resumed, also from the middle of an epoch.
+
+    Attributes:
+        num_classes: Number of classes.
+        image_shape: (C, H, W) of an image.
+        class_names: A name per class; after `setup`.
+        mean: Mean per channel of images scaled to [0, 1].
+        std: Standard deviation per channel, likewise.
+        padding: Padding of the random crop, in pixels.
+
+    Args:
+        batch_size: Images per batch on each process.
+        val_split: Size of the validation part, taken from the training images with the classes in proportion: a number
+            of images or a fraction. 0 for no validation.
+        split_seed: Seed of the split. It is not `seed`, so that runs with different seeds share their validation part.
+        augment: Augment the training images.
+        seed: Seed of the training order and of the augmentation.
+        limit_train: Train on the first n images of the shuffled training part only; the same images in every run with
+            the same `split_seed`. None for all.
+
+    Raises:
+        InputError: an argument is out of its range.
+    """
+
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    class_names: list[str]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    padding: int = 0
+    test_split: int | float = 0
+
+    def __init__(
+        self,
+        batch_size: int = 128,
+        val_split: int | float = 0.1,
+        split_seed: int = 0,
+        augment: bool = True,
+        seed: int = 0,
+        limit_train: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.batch_size = check_int("batch_size", batch_size, 1)
+        self.val_split = check_split("val_split", val_split)
+        self.split_seed = check_int("split_seed", split_seed, 0)
+        self.augment = augment
+        self.seed = check_int("seed", seed, 0)
+        self.limit_train = limit_train if limit_train is None else check_int("limit_train", limit_train, 1)
+        self._parts: dict[str, Part] = {}
+
+    @abstractmethod
+    def load(self, part: Literal["train", "val", "test"]) -> ImageSource | None:
+        """Load a part of the data set as it is stored; None where it has none of its own.
+
+        Without a stored val, validation is carved from train. Without a stored test, `test_split` is.
+        Sets `class_names` as well.
+        """
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load and split what `stage` needs: fit, validate, test, predict, or None for all; once only.
+
+        Raises:
+            InputError: the files are missing or damaged, or a split does not fit the number of images.
+        """
+        if stage in ("fit", "validate", None) and "train" not in self._parts:
+            self._setup_training()
+        if stage in ("test", "predict", None) and "test" not in self._parts:
+            self._setup_test()
+        if stage == "validate" and "val" not in self._parts:
+            raise InputError(f"val_split={self.val_split!r} leaves nothing to validate on: give a part above 0.")
+
+    def _setup_training(self) -> None:
+        """Split the stored training images into train, val, and test where test has no images of its own."""
+        source = cast(ImageSource, self.load("train"))
+        own_val = self.load("val")
+        indices = torch.arange(len(source.labels))
+        if self.test_split:
+            size = split_size("test_split", self.test_split, len(indices))
+            rest, held = stratified_split(source.labels, size, self.split_seed)
+            indices = rest.sort().values
+            self._parts["test"] = Part(source, held.sort().values)
+        size = 0 if own_val is not None else split_size("val_split", self.val_split, len(indices))
+        rest, held = stratified_split(source.labels[indices], size, self.split_seed)
+        if own_val is not None:
+            self._parts["val"] = Part(own_val, torch.arange(len(own_val.labels)))
+        elif size:
+            self._parts["val"] = Part(source, indices[held].sort().values)
+        train = indices[rest]
+        if self.limit_train is not None and self.limit_train > len(train):
+            raise InputError(f"limit_train={self.limit_train} must be at most {len(train)}, the training images there.")
+        self._parts["train"] = Part(source, train[: self.limit_train])
+
+    def _setup_test(self) -> None:
+        source = self.load("test")
+        if source is not None:
+            self._parts["test"] = Part(source, torch.arange(len(source.labels)))
+        elif self.test_split:
+            self._setup_training()
+        else:
+            raise InputError(self._no_test_message())
+
+    def _no_test_message(self) -> str:
+        return "There are no test images."
+
+    def train_dataloader(self) -> BatchLoader:
+        """Shuffled batches of `batch_size` training images; what does not fill the last batch is left out.
+
+        Raises:
+            InputError: the training part is smaller than one batch of all processes together.
+        """
+        # Trainer(overfit_batches=...) means the same few batches in each epoch.
+        overfit = self.trainer is not None and getattr(self.trainer, "overfit_batches", 0) > 0
+        return self._loader("train", shuffle=not overfit, drop_last=True, augment=self.augment and not overfit)
+
+    def val_dataloader(self) -> BatchLoader | list[Any]:
+        """Each validation image once, in a fixed order; an empty list if there is no validation part."""
+        return self._loader("val") if self._part("val", "fit") else []
+
+    def test_dataloader(self) -> BatchLoader:
+        """Each test image once, in a fixed order."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> BatchLoader:
+        """Each test image once; the targets are places in `predict_image_names`."""
+        return self._loader("test", predict=True)
+
+    @property
+    def predict_image_names(self) -> list[str]:
+        """A name per image of `predict_dataloader`, e.g. `test/00012` or a file's path below the data folder."""
+        part = self._required_part("test", "predict")
+        return [part.source.name(index) for index in part.indices.tolist()]
+
+    def calibration_images(self, n: int) -> Tensor:
+        """The first `n` training images of the split's order, without augmentation; the same on all processes.
+
+        Args:
+            n: Number of images.
+
+        Returns:
+            Shape (n, C, H, W), float32, normalised, on the CPU.
+
+        Raises:
+            InputError: `n` is below 1 or above the number of training images.
+        """
+        check_int("n", n, 1)
+        part = self._required_part("train", "fit")
+        if n > len(part.indices):
+            raise InputError(f"n={n} calibration images are more than the {len(part.indices)} images of training.")
+        return normalize(part.source.images(part.indices[:n]), self.mean, self.std)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Crop, flip and normalise on the batch's device; anything but a `RawBatch` passes untouched."""
+        if not isinstance(batch, RawBatch):
+            return batch
+        images, targets = finish_batch(batch, self.padding, self.mean, self.std)
+        if self.trainer is not None and hasattr(self.trainer, "precision_plugin"):
+            # Lightning converts a batch before the transfer, when it is still 8-bit; true half and double precision
+            # would otherwise meet float32 images.
+            images = self.trainer.precision_plugin.convert_input(images)
+        return images, targets
+
+    def _part(self, name: str, stage: str) -> Part | None:
+        self.setup(stage)
+        return self._parts.get(name)
+
+    def _required_part(self, name: str, stage: str) -> Part:
+        part = self._part(name, stage)
+        assert part is not None  # setup of its stage has made it or raised
+        return part
+
+    def _loader(
+        self,
+        name: Literal["train", "val", "test"],
+        shuffle: bool = False,
+        drop_last: bool = False,
+        augment: bool = False,
+        predict: bool = False,
+    ) -> BatchLoader:
+        part = self._required_part(name, "test" if name == "test" else "fit")
+        world_size = self.trainer.world_size if self.trainer is not None else 1
+        rank = self.trainer.global_rank if self.trainer is not None else 0
+        sampler = GlobalBatchSampler(
+            len(part.indices), self.batch_size, world_size, rank, shuffle, drop_last, self.seed, part=name
+        )
+        targets = torch.arange(len(part.indices)) if predict else part.source.labels[part.indices]
+        return part.source.loader(part.indices, targets, sampler, augment, self.seed)

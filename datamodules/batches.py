@@ -1,0 +1,50 @@
+"""What travels from a loader to the device, and how it becomes what a model sees."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from datamodules.augmentation import crop_and_flip, normalize
+
+
+class RawBatch(NamedTuple):
+    """A batch of 8-bit images with the draws of its augmentation, before both are applied on the device.
+
+    Attributes:
+        images: Shape (N, C, H, W), uint8.
+        targets: Shape (N,), int64: labels, or in prediction the images' places in `predict_image_names`.
+        offsets: Shape (N, 2), int64: offsets for `crop_and_flip`; None for no crop.
+        flips: Shape (N,), bool: flips for `crop_and_flip`; None for no crop.
+        color_shift: Shape (N, C), float32: added to the image scaled to [0, 1]; None for no shift.
+    """
+
+    images: Tensor
+    targets: Tensor
+    offsets: Tensor | None = None
+    flips: Tensor | None = None
+    color_shift: Tensor | None = None
+
+
+def finish_batch(batch: RawBatch, padding: int, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Apply the batch's draws and normalise.
+
+    Args:
+        batch: The batch, on any device.
+        padding: Padding of the crop, in pixels.
+        mean: Mean per channel, in units of the image scaled to [0, 1].
+        std: Standard deviation per channel, likewise.
+
+    Returns:
+        Images (N, C, H, W) float32 and targets (N,) int64.
+    """
+    images = batch.images
+    if batch.offsets is not None and batch.flips is not None:
+        images = crop_and_flip(images, batch.offsets, batch.flips, padding)
+    images = normalize(images, mean, std)
+    if batch.color_shift is not None:
+        # Normalisation is affine, so the shift may follow it once divided by std.
+        shift = batch.color_shift / torch.tensor(std, device=images.device)
+        images += shift[:, :, None, None]
+    return images, batch.targets

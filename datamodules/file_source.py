@@ -1,0 +1,163 @@
+"""A set of images that are read from their files batch by batch."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from bnfree.errors import InputError
+from datamodules.augmentation import pca_lighting
+from datamodules.batches import RawBatch
+from datamodules.image_files import read_image
+from datamodules.loader import BatchLoader
+from datamodules.randomness import random_for
+from datamodules.sampler import GlobalBatchSampler
+from datamodules.sources import ImageSource
+
+
+class FileSource(ImageSource):
+    """Image files with the augmentation of ImageNet training.
+
+    Training: random resized crop, mirroring, PCA lighting. Evaluation: the shorter side resized to 256/224 of the
+    image size, the centre cropped.
+
+    Args:
+        root: The data folder.
+        paths: Paths of the files relative to `root`.
+        labels: Shape (N,), int64.
+        image_size: Height and width of the images, in pixels.
+        lighting: Standard deviation of the lighting's draws.
+        num_workers: Processes that read files; 0 reads in the process itself.
+    """
+
+    def __init__(
+        self, root: Path, paths: list[str], labels: Tensor, image_size: int, lighting: float, num_workers: int
+    ) -> None:
+        self.labels = labels
+        self.root, self.image_size, self.lighting, self.num_workers = root, image_size, lighting, num_workers
+        # One array of bytes: a list's reference counts would make each worker copy the whole list, page by page.
+        self._paths = np.array([os.fsencode(path) for path in paths])
+
+    def loader(
+        self, indices: Tensor, targets: Tensor, sampler: GlobalBatchSampler, augment: bool, seed: int
+    ) -> "FileLoader":
+        """A loader over the images `indices` (M,) that gives `targets` (M,) with them."""
+        return FileLoader(self, indices, targets, sampler, augment, seed)
+
+    def images(self, indices: Tensor) -> Tensor:
+        """The images `indices` (n,) as in evaluation, shape (n, 3, image_size, image_size), uint8."""
+        return torch.stack([self.read(index) for index in indices.tolist()])
+
+    def name(self, index: int) -> str:
+        """The path of the file below the data folder."""
+        return os.fsdecode(self._paths[index])
+
+    def read(self, index: int, random: Random | None = None) -> Tensor:
+        """One image, shape (3, image_size, image_size), uint8, cropped by `random` or in the centre.
+
+        Raises:
+            InputError: the file cannot be decoded.
+        """
+        return read_image(self.root / self.name(index), self.image_size, round(self.image_size * 256 / 224), random)
+
+    def read_augmented(self, index: int, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+        """One image in one epoch of training: the image (3, S, S) uint8 and its colour shift (3,) float32."""
+        random = random_for(seed, epoch, index)
+        image = self.read(index, random)
+        if random.random() < 0.5:
+            image = image.flip(-1)
+        alphas = torch.tensor([[random.gauss(0.0, 1.0) * self.lighting for _ in range(3)]])
+        return image, pca_lighting(alphas)[0]
+
+
+class FileLoader(BatchLoader):
+    """Batches of a `FileSource`, read by worker processes.
+
+    Args:
+        source: The files.
+        indices: Shape (M,), int64: the images of the part.
+        targets: Shape (M,), int64.
+        sampler: Yields positions in the part, 0..M - 1.
+        augment: Augment as in training.
+        seed: Seed of the augmentation.
+    """
+
+    def __init__(
+        self,
+        source: FileSource,
+        indices: Tensor,
+        targets: Tensor,
+        sampler: GlobalBatchSampler,
+        augment: bool,
+        seed: int,
+    ) -> None:
+        super().__init__(sampler)
+        self._requests = _Requests(sampler)
+        self._workers: DataLoader[Any] = DataLoader(
+            _Batches(source, indices, targets, augment, seed),
+            batch_size=None,
+            sampler=self._requests,
+            num_workers=source.num_workers,
+            persistent_workers=source.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=_unchanged,
+            # A generator of its own, or each epoch would draw the workers' seed from the global one.
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    def batches(self, epoch: int, start: int) -> Iterator[RawBatch]:
+        """The batches of `epoch` from number `start` on.
+
+        Raises:
+            InputError: a file cannot be decoded.
+        """
+        self._requests.start = start
+        for batch in self._workers:
+            if isinstance(batch, str):
+                raise InputError(batch)
+            yield batch
+
+
+class _Requests:
+    """What the workers are asked for: (epoch, positions) per batch, so that draws can follow the epoch."""
+
+    def __init__(self, sampler: GlobalBatchSampler) -> None:
+        self.sampler, self.start = sampler, 0
+
+    def __len__(self) -> int:
+        return len(self.sampler) - self.start
+
+    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+        for number, positions in enumerate(self.sampler):
+            if number >= self.start:
+                yield self.sampler.epoch, positions
+
+
+class _Batches(Dataset[RawBatch | str]):
+    """Makes a whole batch at a time."""
+
+    def __init__(self, source: FileSource, indices: Tensor, targets: Tensor, augment: bool, seed: int) -> None:
+        self.source, self.indices, self.targets, self.augment, self.seed = source, indices, targets, augment, seed
+
+    def __getitem__(self, request: tuple[int, Tensor]) -> RawBatch | str:
+        """The batch, or the message of an InputError: as an exception it would cross processes as a traceback."""
+        epoch, positions = request
+        indices, targets = self.indices[positions], self.targets[positions]
+        try:
+            if not self.augment:
+                return RawBatch(self.source.images(indices), targets)
+            pairs = [self.source.read_augmented(index, self.seed, epoch) for index in indices.tolist()]
+        except InputError as error:
+            return str(error)
+        images, shifts = (torch.stack(tensors) for tensors in zip(*pairs, strict=True))
+        return RawBatch(images, targets, color_shift=shifts)
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch

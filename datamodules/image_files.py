@@ -1,0 +1,128 @@
+"""Folders of image files: one folder per class, and the reading of single images."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bnfree.errors import InputError
+from datamodules.augmentation import random_resized_crop_box
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Names of the class folders in `folder`, sorted; hidden ones are not classes.
+
+    Raises:
+        InputError: there is no class folder.
+    """
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise InputError(f"{folder} has no class folders: images must be in {folder}/<class>/.")
+    return names
+
+
+def list_images(root: Path, part: str, class_names: list[str]) -> tuple[list[str], Tensor]:
+    """List the image files of a part, also those in folders below a class folder.
+
+    Args:
+        root: The data folder.
+        part: Name of the part's folder, e.g. `train`.
+        class_names: The classes it must have.
+
+    Returns:
+        Paths relative to `root` with forward slashes, ordered by class and name, and labels (N,) int64.
+
+    Raises:
+        InputError: the part has other classes, or a class has no image.
+    """
+    found = class_folders(root / part)
+    if found != class_names:
+        wrong = [*(f"no {name}/" for name in class_names if name not in found)]
+        wrong += [f"a foreign {name}/" for name in found if name not in class_names]
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise InputError(f"{root / part} has {', '.join(wrong[:3])}{more}: it must have the classes of {root}/train.")
+    paths, labels = [], []
+    for label, name in enumerate(class_names):
+        files = []
+        for folder, subfolders, names in os.walk(root / part / name, followlinks=True):
+            subfolders.sort()
+            relative = Path(folder).relative_to(root).as_posix()
+            files += [f"{relative}/{file}" for file in sorted(names) if _is_image(file)]
+        if not files:
+            raise InputError(f"{root / part / name} has no image ({', '.join(EXTENSIONS)}): add some or remove it.")
+        paths += files
+        labels += [label] * len(files)
+    return paths, torch.tensor(labels, dtype=torch.int64)
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and name.lower().endswith(EXTENSIONS)
+
+
+def read_image(path: str | os.PathLike[str], size: int, resize: int, random: Random | None = None) -> Tensor:
+    """Read an image file as RGB and bring it to a square.
+
+    Args:
+        path: The file.
+        size: Height and width of the result, in pixels.
+        resize: Without `random`, the shorter side is resized to it before the central crop.
+        random: Source of a random resized crop; None for the central crop.
+
+    Returns:
+        Shape (3, size, size), uint8.
+
+    Raises:
+        InputError: the file cannot be read or decoded.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path} cannot be decoded as an image ({error}): replace or remove it.") from error
+    width, height = image.size
+    if random is not None:
+        box = random_resized_crop_box(height, width, random)
+        image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    else:
+        if min(width, height) != resize:
+            shorter = min(width, height)
+            width, height = (max(resize, int(side * resize / shorter)) for side in (width, height))
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        if (width, height) != (size, size):
+            left, top = round((width - size) / 2), round((height - size) / 2)
+            image = image.crop((left, top, left + size, top + size))
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def read_images(root: Path, paths: list[str], size: int) -> Tensor:
+    """Read files into memory with a thread per core: the shorter side resized to `size`, the centre cropped.
+
+    Returns:
+        Shape (N, 3, size, size), uint8.
+
+    Raises:
+        InputError: a file cannot be read or decoded.
+    """
+    images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
+
+    def fill(start: int) -> None:
+        for place in range(start, min(start + chunk, len(paths))):
+            images[place] = read_image(root / paths[place], size, size)
+
+    # Chunks, because a task per image costs as much as decoding a small one.
+    chunk = 64
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        try:
+            list(pool.map(fill, range(0, len(paths), chunk)))
+        except InputError:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return images

@@ -1,0 +1,102 @@
+"""Any images sorted into one folder per class."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from bnfree.errors import InputError
+from datamodules.augmentation import IMAGENET_MEAN, IMAGENET_STD
+from datamodules.base import ImageDataModule
+from datamodules.checks import check_int, check_split, existing_folder
+from datamodules.cifar import CIFAR10DataModule, CIFAR100DataModule
+from datamodules.file_source import FileSource
+from datamodules.image_files import class_folders, list_images, read_images
+from datamodules.sources import ImageSource, TensorSource
+
+STATISTICS = {
+    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
+    "cifar10": (CIFAR10DataModule.mean, CIFAR10DataModule.std),
+    "cifar100": (CIFAR100DataModule.mean, CIFAR100DataModule.std),
+}
+
+
+class ImageFolderDataModule(ImageDataModule):
+    """Images in `data_dir/train/<class>/`, and `val/` and `test/` likewise where they exist.
+
+    The classes are the sorted names of the folders in train/; images may lie deeper below them. Where val/ or test/ is
+    missing, its part is carved from train/.
+
+    From files (the default) the augmentation is that of ImageNet: a random crop of 8 to 100 % of the area, resized;
+    mirroring; PCA lighting. Evaluation resizes the shorter side to 256/224 of `image_size` and crops the centre. With
+    `in_memory` every image is decoded once, its shorter side resized to `image_size` and the centre cropped; the
+    augmentation is that of CIFAR: a random crop after zero-padding by 4 pixels, and mirroring.
+
+    Args:
+        data_dir: Folder with train/ in it.
+        batch_size: Images per batch on each process.
+        val_split: Size of the validation part if there is no val/: a number of images or a fraction of train/.
+        image_size: Height and width of the images, in pixels.
+        in_memory: Keep all images decoded in memory, 3 * image_size^2 bytes each, and augment whole batches.
+        test_split: Size of the test part if there is no test/: a number of images or a fraction of train/, drawn with
+            `split_seed`. With 0 there is none to test on.
+        num_workers: Processes that read files, per training process; 0 reads in the process itself. Not used with
+            `in_memory`.
+        lighting: Standard deviation of the PCA lighting's draws; 0 for none. Not used with `in_memory`.
+        normalization: Data set whose mean and standard deviation normalise the images.
+        **common: `split_seed`, `augment`, `seed` and `limit_train` of the base class.
+
+    Raises:
+        InputError: an argument is out of its range, or there is no data_dir/train with class folders.
+    """
+
+    padding = 4
+    folders = {"train": "train", "val": "val", "test": "test"}
+
+    def __init__(
+        self,
+        data_dir: str,
+        batch_size: int = 128,
+        val_split: int | float = 0.1,
+        image_size: int = 224,
+        in_memory: bool = False,
+        test_split: int | float = 0,
+        num_workers: int = 4,
+        lighting: float = 0.1,
+        normalization: Literal["imagenet", "cifar10", "cifar100"] = "imagenet",
+        **common: Any,
+    ) -> None:
+        super().__init__(batch_size, val_split, **common)
+        size = check_int("image_size", image_size, 1)
+        self.image_shape = (3, size, size)
+        self.in_memory = in_memory
+        self.num_workers = check_int("num_workers", num_workers, 0)
+        if isinstance(lighting, bool) or not isinstance(lighting, (int, float)) or not 0 <= lighting < float("inf"):
+            raise InputError(f"lighting={lighting!r} must be a standard deviation of at least 0, such as 0.1.")
+        self.lighting = lighting
+        if normalization not in STATISTICS:
+            raise InputError(f"normalization={normalization!r} must be one of {', '.join(STATISTICS)}.")
+        self.mean, self.std = STATISTICS[normalization]
+        self.data_dir = existing_folder("data_dir", data_dir, "train/<class>/ in it")
+        train = Path(self.data_dir) / self.folders["train"]
+        if not train.is_dir():
+            raise InputError(f"data_dir={self.data_dir!r} has no train/: images must be in {train}/<class>/.")
+        self.class_names = class_folders(train)
+        self.num_classes = len(self.class_names)
+        check_split("test_split", test_split)
+        self.test_split = 0 if self._has_folder("test") else test_split
+
+    def load(self, part: Literal["train", "val", "test"]) -> ImageSource | None:
+        """The images of the part's folder; None if there is no such folder."""
+        if not self._has_folder(part):
+            return None
+        root = Path(self.data_dir)
+        paths, labels = list_images(root, self.folders[part], self.class_names)
+        size = self.image_shape[1]
+        if self.in_memory:
+            return TensorSource(read_images(root, paths, size), labels, self.padding, flip=True, names=paths)
+        return FileSource(root, paths, labels, size, self.lighting, self.num_workers)
+
+    def _has_folder(self, part: str) -> bool:
+        return part in self.folders and (Path(self.data_dir) / self.folders[part]).is_dir()
+
+    def _no_test_message(self) -> str:
+        return f"data_dir={self.data_dir!r} has no test/: add it or set test_split to hold out a part of train/."
