@@ -25,8 +25,10 @@ class RPReLU(nn.Module):
         self.shift_out = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """RPReLU of `x` (N, C, H, W), in its dtype."""
         shift_in, shift_out = (s.to(x.dtype).view(1, -1, 1, 1) for s in (self.shift_in, self.shift_out))
         return F.prelu(x + shift_in, self.slope.to(x.dtype)) + shift_out
 
     def extra_repr(self) -> str:
+        """What `print` shows of the layer."""
         return f"{self.slope.numel()}"

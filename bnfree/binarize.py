@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from bnfree.errors import InputError
 
-
 ESTIMATORS: dict[str, type[SignEstimator]] = {}
 """Every estimator by its name; defining a subclass of `SignEstimator` adds it."""
 
@@ -46,7 +45,7 @@ class SignEstimator(torch.autograd.Function):
             (x,) = ctx.saved_tensors
             return gradient * slope(x)
 
-        cls.backward = staticmethod(backward)
+        cls.backward = staticmethod(backward)  # type: ignore[method-assign]
 
     @staticmethod
     def slope(x: Tensor) -> Tensor:
@@ -54,7 +53,7 @@ class SignEstimator(torch.autograd.Function):
         raise NotImplementedError
 
     @staticmethod
-    def forward(x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(x: Tensor) -> Tensor:
         """Sign of `x` in the dtype of `x`: exactly -1 or +1, and +1 at 0."""
         return (x >= 0).to(x.dtype).mul_(2).sub_(1)
 
@@ -98,7 +97,7 @@ def get_estimator(name: str) -> type[SignEstimator]:
 
 
 def sign(x: Tensor, estimator: str = "approx") -> Tensor:
-    """Sign of `x` with a surrogate gradient; sign(0) = +1.
+    """Binarises `x` to -1 and +1 with a surrogate gradient; 0 becomes +1.
 
     Args:
         x: any shape, floating point.
@@ -141,4 +140,5 @@ class RSign(nn.Module):
         return sign(threshold_form, self.estimator).to(x.dtype)
 
     def extra_repr(self) -> str:
+        """What `print` shows of the layer."""
         return f"{self.shift.numel()}, estimator={self.estimator}"

@@ -1,11 +1,12 @@
 """Beta and RSign shifts measured once on real images, in one forward pass at initialisation.
 
 The analytic beta (`bnfree.backbones.variance`) assumes that the trunk keeps variance 1. In a ReActNet its standard
-deviation falls to 0.03-0.4, so the whole signal sits in the middle of the gradient window |x| < 1, and the channel means
-drift until most inputs of a binary convolution share one sign. Calibration gives the window its width and the sign its
-balance: block by block, beta = 1 / (mean over channels of the input's standard deviation), then shift = -channel mean of
-beta * input. Beta is a constant afterwards, the shifts are trained on; both are part of the checkpoint and cost nothing
-at inference. This is our own deviation from arXiv 2104.08215; the README has the measurement behind it.
+deviation falls to 0.03-0.4, so the whole signal sits in the middle of the gradient window |x| < 1, and the channel
+means drift until most inputs of a binary convolution share one sign. Calibration gives the window its width and the
+sign its balance: block by block, beta = 1 / (mean over channels of the input's standard deviation), then shift =
+-channel mean of beta * input. Beta is a constant afterwards, the shifts are trained on; both are part of the
+checkpoint and cost nothing at inference. This is our own deviation from arXiv 2104.08215; the README has the
+measurement behind it.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class ScaledSign(torch.autograd.Function):
     """`scale * sign(w)`, sign(0) = +1; backward is the identity through clamp(w, -1, 1), without the scale."""
 
     @staticmethod
-    def forward(weight: Tensor, scale: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(weight: Tensor, scale: Tensor) -> Tensor:
         """`weight` (O, I, kH, kW), `scale` (O, 1, 1, 1)."""
         return torch.where(weight >= 0, scale, -scale)
 
@@ -33,7 +33,7 @@ class ScaledSign(torch.autograd.Function):
         ctx.save_for_backward(inputs[0])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """The scale is a constant of the method (detached), so it has no gradient."""
         (weight,) = ctx.saved_tensors
         return gradient * (weight.abs() <= 1), None
@@ -175,7 +175,7 @@ class BinaryConv2d(nn.Module):
         self.mask = mask
 
     def effective_weight(self) -> Tensor:
-        """The weight that the convolution uses, (O, I/groups, k, k); differentiable with respect to `weight`, `gain`."""
+        """The weight that the convolution uses, (O, I/groups, k, k); `weight` and `gain` get gradients through it."""
         weight = self.weight
         if self.standardize:
             weight = standardize_weight(weight, self.mask, self.eps)
@@ -205,6 +205,7 @@ class BinaryConv2d(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
+        """What `print` shows of the layer."""
         kind = ("binary" if self.binary_weights else "real") + (", standardised" if self.standardize else "")
         density = "" if self.mask is None else f", density={self.mask.float().mean().item():.3g}"
         return (

@@ -19,7 +19,7 @@ TEST_SEED = 20200615
 class DigitsDataModule(ImageDataModule):
     """1,797 handwritten digits of 8x8 pixels that come with scikit-learn: for tests and first steps, without download.
 
-    The images are enlarged, since a network with strides has little use for 8x8. 360 images are the test set, the same
+    The pixels are repeated to enlarge the images, since a network with strides has little use for 8x8. 360 images are the test set, the same
     for everyone. The augmentation is a random shift by at most an eighth of the image, without mirroring.
 
     Source: E. Alpaydin, C. Kaynak, "Optical recognition of handwritten digits", UCI, 1998; the test part of it.
@@ -36,7 +36,7 @@ class DigitsDataModule(ImageDataModule):
     """
 
     num_classes = 10
-    mean, std = (0.3054,), (0.3187,)
+    mean, std = (0.3053,), (0.3760,)
 
     def __init__(
         self,
@@ -63,6 +63,8 @@ class DigitsDataModule(ImageDataModule):
         levels = torch.from_numpy(digits.images).to(torch.float32)[:, None] * (255 / 16)
         train, test = stratified_split(labels, TEST_IMAGES, TEST_SEED)
         indices = (train if part == "train" else test).sort().values
-        enlarged = F.interpolate(levels[indices], self.image_shape[1:], mode="bilinear", align_corners=False)
-        images = enlarged.round().clamp(0, 255).to(torch.uint8)
+        # Nearest, since a BN-free ReActNet-18 of width 16 reached 98.3 % of the validation part with it after 8 epochs
+        # and 96.3 % with bilinear interpolation (mean of three seeds, each seed in this order).
+        enlarged = F.interpolate(levels[indices], self.image_shape[1:], mode="nearest")
+        images = enlarged.round().to(torch.uint8)
         return TensorSource(images, labels[indices], self.padding, flip=False, names=part)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from typing import Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -136,11 +136,11 @@ class ImageClassifier(LightningModule):
 
     def _calibration_images(self) -> Tensor:
         data = getattr(self.trainer, "datamodule", None)
-        if hasattr(data, "calibration_images"):
+        if data is not None and hasattr(data, "calibration_images"):
             return data.calibration_images(self.calibration_images)
         images: list[Tensor] = []
         with torch.random.fork_rng():
-            for batch in self.trainer.train_dataloader:
+            for batch in cast(Iterable[Any], self.trainer.train_dataloader):
                 images.append(batch[0])
                 if sum(map(len, images)) >= self.calibration_images:
                     break
@@ -178,8 +178,9 @@ class ImageClassifier(LightningModule):
         self._log_accuracy(stage, logits, labels)
 
     def _log_accuracy(self, stage: str, logits: Tensor, labels: Tensor) -> None:
-        for name, accuracy in self.accuracies.items():
+        for name, metric in self.accuracies.items():
             if name.startswith(stage):
+                accuracy = cast(MulticlassAccuracy, metric)
                 accuracy.update(logits, labels)
                 self.log(name, accuracy, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bnfree.reference import is_public_checkpoint, load_checkpoint
 from torch import Tensor, nn
 
 from bnfree.errors import InputError
-from bnfree.reference import is_public_checkpoint, load_checkpoint
 
 
 def load_initial_weights(backbone: nn.Module, path: str | Path) -> None:

@@ -75,6 +75,7 @@ class Stem(nn.Module):
         self.pool = nn.MaxPool2d(3, stride=2, padding=1) if pool else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """Features of images `x` (N, I, H, W)."""
         x = self.convolution(x)
         if self.batch_norm is not None:
             x = self.batch_norm(x)
@@ -132,6 +133,7 @@ class ResidualUnit(nn.Module):
         self.register_buffer("beta", torch.tensor(beta) if variant.bn_free else None)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The unit's output for trunk `x` (N, in_channels, H, W)."""
         branch = self.convolution(self.rsign(x, self.beta))
         if self.batch_norm is not None:
             branch = self.batch_norm(branch)
@@ -145,6 +147,7 @@ class ResidualUnit(nn.Module):
         return self.rprelu(torch.add(shortcut, branch, alpha=self.alpha))
 
     def extra_repr(self) -> str:
+        """What `print` shows of the layer."""
         return f"alpha={self.alpha:g}" if self.beta is None else f"alpha={self.alpha:g}, beta={self.beta.item():.4g}"
 
 
