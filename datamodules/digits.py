@@ -19,8 +19,9 @@ TEST_SEED = 20200615
 class DigitsDataModule(ImageDataModule):
     """1,797 handwritten digits of 8x8 pixels that come with scikit-learn: for tests and first steps, without download.
 
-    The pixels are repeated to enlarge the images, since a network with strides has little use for 8x8. 360 images are the test set, the same
-    for everyone. The augmentation is a random shift by at most an eighth of the image, without mirroring.
+    The pixels are repeated to enlarge the images, since a network with strides has little use for 8x8. 360 images are
+    the test set, the same for everyone. The augmentation is a random shift by at most an eighth of the image, without
+    mirroring.
 
     Source: E. Alpaydin, C. Kaynak, "Optical recognition of handwritten digits", UCI, 1998; the test part of it.
 

@@ -93,7 +93,7 @@ def test_changed_files_are_read_with_a_warning_that_names_them(tmp_path, monkeyp
 
 
 def test_missing_files_are_named_at_once(tmp_path):
-    with pytest.raises(InputError, match="data_dir='.*nowhere' is not a folder"):
+    with pytest.raises(InputError, match=r"data_dir='.*nowhere' is not a folder"):
         CIFAR10DataModule(str(tmp_path / "nowhere"))
     with pytest.raises(
         InputError, match=r"no cifar-10-batches-py/: unpack cifar-10-python\.tar\.gz there or set download"

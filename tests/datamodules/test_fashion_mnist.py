@@ -46,7 +46,7 @@ def test_reads_both_layouts_packed_and_unpacked(tmp_path, packed, below):
 
 
 def test_missing_files_are_named_at_once(tmp_path):
-    with pytest.raises(InputError, match="data_dir='.*nowhere' is not a folder"):
+    with pytest.raises(InputError, match=r"data_dir='.*nowhere' is not a folder"):
         FashionMNISTDataModule(str(tmp_path / "nowhere"))
     write_set(tmp_path)
     (tmp_path / "t10k-labels-idx1-ubyte.gz").unlink()
@@ -78,7 +78,7 @@ def test_damaged_files_are_named(tmp_path, damage, message):
 
 def test_images_and_labels_must_agree(tmp_path):
     write_set(tmp_path, num_labels=19)
-    with pytest.raises(InputError, match="holds 50 images but train-labels-idx1-ubyte.gz 19 labels"):
+    with pytest.raises(InputError, match=r"holds 50 images but train-labels-idx1-ubyte\.gz 19 labels"):
         FashionMNISTDataModule(str(tmp_path), val_split=10).setup("fit")
 
 
@@ -87,7 +87,7 @@ def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr("torchvision.datasets.FashionMNIST", offline)
-    with pytest.raises(InputError, match="download=True could not fetch Fashion-MNIST .no route to host"):
+    with pytest.raises(InputError, match=r"download=True could not fetch Fashion-MNIST .no route to host"):
         FashionMNISTDataModule(str(tmp_path), download=True).prepare_data()
     write_set(tmp_path)
     FashionMNISTDataModule(str(tmp_path), download=True).prepare_data()

@@ -71,7 +71,8 @@ def test_augmentation_follows_seed_epoch_and_image_alone(image_folder):
         loader = data.train_dataloader()
         loader.sampler.set_epoch(epoch)
         return {
-            int(position): data.on_after_batch_transfer(batch, 0)[0] for batch, position in zip(loader, loader.sampler)
+            int(position): data.on_after_batch_transfer(batch, 0)[0]
+            for batch, position in zip(loader, loader.sampler, strict=True)
         }
 
     reference, again, other_epoch, other_seed = images(), images(), images(epoch=2), images(seed=1)
