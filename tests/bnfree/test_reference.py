@@ -1,0 +1,373 @@
+"""The importer against an independent implementation of the public networks: values, gradients, refusals."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bnfree.backbones import ReActNet18, ReActNetA
+from bnfree.errors import InputError
+from bnfree.reference import is_public_checkpoint, load_checkpoint
+
+from .public_networks import NORMS, Conv, Public18, PublicA, estimate_statistics, public_file, randomized
+
+TWELVE = [
+    pytest.param(arch, norm, binary, id=f"{arch}-{norm}-{'both' if binary else 'activations'}")
+    for arch in ("18", "A")
+    for norm in NORMS
+    for binary in (True, False)
+]
+OUR_NORM = {"bn": "batch_norm", "none": "none", "bf": "bn_free"}
+SMALL = {"18": {"width": 8, "num_classes": 7}, "A": {"width": 4, "num_classes": 7}}
+PARAMETERS = {
+    ("18", "bn"): 11_704_424,
+    ("18", "none"): 11_694_824,
+    ("18", "bf"): 11_699_624,
+    ("A", "bn"): 29_343_592,
+    ("A", "none"): 29_321_704,
+    ("A", "bf"): 29_332_648,
+}
+TENSORS = {
+    ("18", "bn"): 186,
+    ("18", "none"): 86,
+    ("18", "bf"): 106,
+    ("A", "bn"): 298,
+    ("A", "none"): 138,
+    ("A", "bf"): 170,
+}
+
+
+def saved(network: nn.Module, folder: Path) -> Path:
+    path = folder / "model_best.pth.tar"
+    torch.save(public_file(network), path)
+    return path
+
+
+def images(size: int, dtype: torch.dtype, count: int = 6, channels: int = 3) -> Tensor:
+    return torch.randn(count, channels, size, size, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def run(network: nn.Module, batch: Tensor) -> Tensor:
+    network.zero_grad()
+    logits = network(batch)
+    # A fixed direction instead of a loss: cross-entropy saturates on the large logits of the network without norm.
+    direction = torch.randn(logits.shape, generator=torch.Generator().manual_seed(2)).to(logits.dtype)
+    (logits * direction).sum().backward()
+    return logits.detach()
+
+
+def in_our_names(public: nn.Module, binary: bool, stem: str) -> dict[str, Tensor]:
+    """The public network's gradients under our names, carried there by the importer as if they were weights."""
+    gradients = {key: value.clone() for key, value in public.state_dict().items()}
+    gradients |= {key: p.grad for key, p in public.named_parameters()}
+    return load_checkpoint(gradients, binary_weights=binary, stem=stem).double().state_dict()
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return ((a - b).norm() / b.norm().clamp(min=1e-30)).item()
+
+
+def compare(public: nn.Module, ours: nn.Module, binary: bool, stem: str, batch: Tensor, tight: bool) -> None:
+    expected, got = run(public, batch), run(ours, batch)
+    logit_bound, gradient_bound = (1e-6, 1e-6) if tight else (1e-5, 1e-4)
+    assert (got - expected).abs().max() <= logit_bound * expected.abs().max()
+    gradients = in_our_names(public, binary, stem)
+    for name, parameter in ours.named_parameters():
+        assert gradients[name].norm() > 0, f"{name} has no gradient: nothing would be compared"
+        assert relative(parameter.grad.double(), gradients[name]) <= gradient_bound, name
+
+
+@pytest.mark.parametrize(("arch", "norm", "binary"), TWELVE)
+@pytest.mark.parametrize("stem", ["imagenet", "cifar"])
+def test_values_and_gradients_match_the_public_network(arch, norm, binary, stem, tmp_path):
+    public = randomized(arch, norm, binary, imagenet=stem == "imagenet", **SMALL[arch])
+    path = saved(public, tmp_path)
+    given = stem if arch == "A" else None
+    ours = load_checkpoint(path, binary_weights=binary, stem=given)
+    assert type(ours) is {"18": ReActNet18, "A": ReActNetA}[arch]
+    assert (ours.norm, ours.num_classes, ours.in_channels) == (OUR_NORM[norm], 7, 3)
+    size = 64 if stem == "imagenet" else 32
+    compare(public.eval(), ours.eval(), binary, stem, images(size, torch.float32), tight=False)
+    public.double(), ours.double()
+    compare(public.eval(), ours.eval(), binary, stem, images(size, torch.float64), tight=True)
+    if norm == "bn":
+        compare(public.train(), ours.train(), binary, stem, images(size, torch.float64), tight=True)
+        after = load_checkpoint(public.state_dict(), binary_weights=binary, stem=stem).double().state_dict()
+        for name, value in ours.state_dict().items():
+            torch.testing.assert_close(value, after[name], rtol=1e-6, atol=1e-6, check_dtype=False, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("arch", "norm", "binary"), TWELVE)
+def test_published_sizes(arch, norm, binary, tmp_path):
+    public = randomized(arch, norm, binary)
+    ours = load_checkpoint(saved(public, tmp_path), binary_weights=binary)
+    assert sum(p.numel() for p in ours.parameters()) == PARAMETERS[arch, norm]
+    compare(public.eval(), ours.eval(), binary, "imagenet", images(64, torch.float32, count=2), tight=False)
+
+
+@pytest.mark.parametrize(("arch", "norm", "binary"), TWELVE)
+def test_parameter_and_tensor_counts_of_the_published_networks(arch, norm, binary):
+    with torch.device("meta"):
+        public = {"18": Public18, "A": PublicA}[arch](norm, binary)
+    assert sum(p.numel() for p in public.parameters()) == PARAMETERS[arch, norm]
+    assert len(public.state_dict()) == TENSORS[arch, norm]
+
+
+def test_three_published_sizes_load_with_their_counts():
+    for norm, count in (("bf", 11_184_074), ("bn", 11_188_874), ("none", 11_179_274)):
+        ours = load_checkpoint(Public18(norm, True, num_classes=10, imagenet=False).state_dict())
+        assert sum(p.numel() for p in ours.parameters()) == count
+
+
+def test_any_width_and_image_channels():
+    public = randomized("18", "bf", True, width=4, in_channels=1, num_classes=3, imagenet=False).eval()
+    ours = load_checkpoint(public.state_dict())
+    assert ours.in_channels == 1
+    batch = images(16, torch.float32, channels=1)
+    torch.testing.assert_close(ours(batch), public(batch), rtol=1e-4, atol=1e-4)
+
+
+def test_alpha_is_the_published_one_unless_given():
+    weights = randomized("18", "bf", True, imagenet=False, **SMALL["18"]).state_dict()
+    assert load_checkpoint(weights).body[0][0].alpha == 0.2
+    network = load_checkpoint(weights, alpha=0.25)
+    assert network.body[0][0].alpha == 0.25
+    assert network.body[0][2].beta.item() == pytest.approx((1 + 0.25**2) ** -0.5)
+
+
+def test_loading_changes_neither_the_dict_nor_the_random_generator():
+    weights = randomized("A", "bn", True, **SMALL["A"]).state_dict()
+    weights["feature.1.binary_3x3.weights"] = weights.pop("feature.1.binary_3x3.weight").view(-1, 1)
+    copies = {key: value.clone() for key, value in weights.items()}
+    state = torch.get_rng_state()
+    network = load_checkpoint(weights)
+    assert torch.equal(torch.get_rng_state(), state)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    assert list(weights) == list(copies)
+    assert all(torch.equal(weights[key], copies[key]) for key in copies)
+    assert network.training
+
+
+# ---- liuzechun/ReActNet ---------------------------------------------------------------------------------------------
+
+
+def flattened(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Binary weights as (numel, 1) under `weights`, as liuzechun's ReActNet-A stores step 2."""
+    return OrderedDict(
+        (key + "s", value.reshape(-1, 1)) if ".binary_" in key and key.endswith(".weight") else (key, value)
+        for key, value in weights.items()
+    )
+
+
+def make_binary(network: nn.Module) -> None:
+    with torch.no_grad():
+        for name, module in network.named_modules():
+            if isinstance(module, Conv) and "binary_" in name:
+                module.weight.copy_(torch.where(module.weight >= 0, 1.0, -1.0))
+    estimate_statistics(network, torch.Generator().manual_seed(3))
+    network.eval()
+
+
+@pytest.mark.parametrize("arch", ["18", "A"])
+@pytest.mark.parametrize("weights", ["latent", "already binary"])
+@pytest.mark.parametrize("binary", [True, False])
+def test_flattened_weights(arch, weights, binary, tmp_path):
+    real_shortcut = {"binary_downsample": False} if arch == "18" else {}
+    public = randomized(arch, "bn", binary, **SMALL[arch], **real_shortcut).eval()
+    if weights == "already binary":
+        make_binary(public)
+    path = tmp_path / "model_best.pth.tar"
+    torch.save({"state_dict": flattened({f"module.{k}": v for k, v in public.state_dict().items()})}, path)
+    ours = load_checkpoint(path, binary_weights=binary).eval()
+    compare(public, ours, binary, "imagenet", images(64, torch.float32), tight=False)
+
+
+def test_four_dimensional_weights_under_the_old_name():
+    public = randomized("18", "bn", True, **SMALL["18"], binary_downsample=False).eval()
+    renamed = {k + "s" if k.endswith("binary_conv.weight") else k: v for k, v in public.state_dict().items()}
+    ours = load_checkpoint(renamed).eval()
+    torch.testing.assert_close(ours(images(64, torch.float32)), public(images(64, torch.float32)), rtol=1e-5, atol=1e-5)
+
+
+def test_already_binary_weights_keep_their_real_shortcut_and_have_scale_one():
+    public = randomized("18", "bn", True, **SMALL["18"], binary_downsample=False).eval()
+    make_binary(public)
+    ours = load_checkpoint(public.state_dict()).eval()
+    torch.testing.assert_close(ours(images(64, torch.float32)), public(images(64, torch.float32)), rtol=1e-5, atol=1e-5)
+    convolution = ours.body[0][0].convolution
+    assert convolution.binary_weights
+    assert torch.equal(convolution.effective_weight(), convolution.weight)
+
+
+@pytest.mark.parametrize("shortcut", [True, False])
+def test_the_argument_decides_about_the_shortcut_of_latent_weights(shortcut):
+    public = randomized("18", "bn", True, **SMALL["18"], binary_downsample=shortcut).eval()
+    batch = images(64, torch.float32)
+    ours = load_checkpoint(public.state_dict(), binary_shortcut=shortcut).eval()
+    torch.testing.assert_close(ours(batch), public(batch), rtol=1e-5, atol=1e-5)
+    other = load_checkpoint(public.state_dict(), binary_shortcut=not shortcut).eval()
+    assert (other(batch) - public(batch)).abs().max() > 0.1
+    default = load_checkpoint(public.state_dict())
+    assert default.body[1][0].projection.binary_weights
+
+
+# ---- recognising and refusing ---------------------------------------------------------------------------------------
+
+
+def test_public_checkpoints_are_recognised_by_their_keys():
+    public = randomized("18", "none", True, **SMALL["18"])
+    assert is_public_checkpoint(public.state_dict())
+    assert is_public_checkpoint(public_file(public))
+    assert is_public_checkpoint(public_file(randomized("A", "bf", True, **SMALL["A"]))["state_dict"])
+    assert is_public_checkpoint({"module.layer1.0.prelu.L_alpha": torch.zeros(8)})
+    ours = ReActNet18(width=4).state_dict()
+    assert not is_public_checkpoint(ours)
+    assert not is_public_checkpoint({"state_dict": {f"backbone.{key}": value for key, value in ours.items()}})
+    assert not is_public_checkpoint({"conv1.weight": torch.zeros(1), "layer1.0.conv1.weight": torch.zeros(1)})
+    assert not is_public_checkpoint({})
+
+
+def refused(argument: object, *words: str, **options: object) -> None:
+    with pytest.raises(InputError) as caught:
+        load_checkpoint(argument, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.endswith(".")
+    # One sentence: no full stop followed by another one.
+    assert ". " not in message
+    for word in words:
+        assert word in message
+
+
+def small(arch: str = "18", norm: str = "bf") -> dict[str, Tensor]:
+    return dict(randomized(arch, norm, True, imagenet=False, **SMALL[arch]).state_dict())
+
+
+class Payload:
+    """A pickle that writes a file when it is opened without care."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("way", ["torch.save", "old torch.save", "pickle"])
+def test_a_pickle_with_code_does_not_run(way, tmp_path):
+    path, marker = tmp_path / "evil.pth.tar", tmp_path / "ran"
+    content = {**public_file(randomized("18", "bf", True, **SMALL["18"])), "best_top1_acc": Payload(marker)}
+    if way == "pickle":
+        path.write_bytes(pickle.dumps({"state_dict": {"conv1.weight": Payload(marker)}}))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=way == "torch.save")
+    refused(path, "path_or_dict=", "evil.pth.tar")
+    assert not marker.exists()
+    if way == "pickle":
+        pickle.loads(path.read_bytes())
+        assert marker.exists(), "the payload would not have run anyway, so that the test proves nothing"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9, 0.999])
+@pytest.mark.parametrize("new_format", [True, False])
+def test_truncated_files(share, new_format, tmp_path):
+    buffer = io.BytesIO()
+    torch.save(
+        public_file(randomized("18", "bf", True, **SMALL["18"])), buffer, _use_new_zipfile_serialization=new_format
+    )
+    content = buffer.getvalue()[: int(share * buffer.getbuffer().nbytes)]
+    path = tmp_path / "cut.pth.tar"
+    path.write_bytes(content)
+    refused(path, "cut.pth.tar", "damaged")
+    assert path.read_bytes() == content
+
+
+def test_files_in_the_old_format_are_read(tmp_path):
+    torch.save(
+        public_file(randomized("A", "none", True, **SMALL["A"])), tmp_path / "old", _use_new_zipfile_serialization=False
+    )
+    assert isinstance(load_checkpoint(str(tmp_path / "old")), ReActNetA)
+
+
+def test_things_that_are_no_checkpoint(tmp_path):
+    refused(tmp_path / "absent.pth.tar", "absent.pth.tar", "not a file")
+    refused(tmp_path, "not a file")
+    refused(None, "NoneType")
+    refused([torch.zeros(1)], "list")
+    refused({}, "no state dict")
+    refused({"epoch": 3}, "'epoch'")
+    refused({"state_dict": None}, "no state dict")
+    refused({"state_dict": {3: torch.zeros(1)}}, "3")
+    for name, content in (("tensor", torch.zeros(3)), ("list", [1, 2]), ("number", 3)):
+        torch.save(content, tmp_path / name)
+        refused(tmp_path / name, "no state dict", name)
+    (tmp_path / "text").write_text("top-1 92.08\n")
+    refused(tmp_path / "text", "text")
+
+
+def test_unknown_architectures():
+    refused(
+        {"conv1.weight": torch.zeros(64, 3, 7, 7), "fc.weight": torch.zeros(10, 512)}, "neither", "layer1.0.move0.bias"
+    )
+    refused(ReActNet18(width=4).state_dict(), "neither")
+
+
+def test_ab_bnn():
+    weights = small()
+    for key in [key for key in weights if key.endswith("prelu.weight")]:
+        weights[key.replace("prelu.weight", "prelu.L_alpha")] = weights.pop(key)
+    refused(weights, "A&B")
+    large = small("A")
+    for key in [key for key in large if "prelu" in key]:
+        large[key.replace("weight", "L_alpha")] = large.pop(key)
+    refused({"state_dict": {f"module.{key}": value for key, value in large.items()}}, "A&B")
+
+
+@pytest.mark.parametrize(
+    ("arch", "norm", "key"),
+    [
+        ("18", "bf", "conv1.weight"),
+        ("18", "bf", "fc.weight"),
+        ("18", "bf", "fc.bias"),
+        ("18", "bf", "layer3.0.downsample.1.gain"),
+        ("18", "bn", "layer4.3.bn1.num_batches_tracked"),
+        ("18", "none", "layer2.1.move2.bias"),
+        ("A", "bf", "feature.2.binary_pw_down2.weight"),
+        ("A", "bf", "feature.2.binary_pw_down2.gain"),
+        ("A", "bn", "feature.13.bn2.running_mean"),
+        ("A", "bn", "feature.12.bn2_1.bias"),
+        ("A", "none", "feature.5.binary_pw.weight"),
+    ],
+)
+def test_missing_and_misshapen_keys_are_named(arch, norm, key):
+    weights = small(arch, norm)
+    value = weights.pop(key)
+    refused(weights, key, "lacks")
+    refused({**weights, key: value.new_zeros(*value.shape, 2)}, key, "shape")
+
+
+def test_unexpected_keys_are_named():
+    refused({**small(), "layer1.4.move0.bias": torch.zeros(1, 8, 1, 1)}, "unexpected", "layer1.4.move0.bias")
+    weights = small("A", "bn")
+    refused({**weights, "feature.1.extra": torch.zeros(1)}, "unexpected", "feature.1.extra")
+    both = {**weights, "feature.1.binary_3x3.weights": weights["feature.1.binary_3x3.weight"]}
+    refused(both, "unexpected", "feature.1.binary_3x3.weights")
+
+
+def test_arguments_that_contradict_the_weights():
+    refused(small(), "stem='imagenet'", "3x3", stem="imagenet")
+    assert load_checkpoint(small(), stem="cifar").stem.pool is None
+    refused(small("A"), "stem='tiny'", stem="tiny")
+    refused(small(), "alpha=-1", alpha=-1)
+    refused({**small(), "conv1.weight": torch.zeros(8, 3, 5, 5)}, "conv1.weight", "(8, 3, 5, 5)")
+    refused({**small(), "fc.weight": torch.zeros(0, 64)}, "fc.weight")
