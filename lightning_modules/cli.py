@@ -1,0 +1,91 @@
+"""The `bnfree` command: the front, which answers without importing torch."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from bnfree import __version__
+from bnfree.errors import InputError
+from lightning_modules.command.names import did_you_mean
+
+
+class Subcommand(NamedTuple):
+    """One line of the help, and the module whose `run(arguments)` does the work; `arguments[0]` is the subcommand."""
+
+    summary: str
+    module: str
+
+
+# A new subcommand is one line here and one module with a function `run`.
+SUBCOMMANDS = {
+    "fit": Subcommand("train a network", "lightning_modules.command.training"),
+    "validate": Subcommand("evaluate a checkpoint on the validation part", "lightning_modules.command.training"),
+    "test": Subcommand("evaluate a checkpoint on the test set", "lightning_modules.command.training"),
+    "predict": Subcommand("write a checkpoint's predictions to a file", "lightning_modules.command.training"),
+}
+
+USAGE = """usage: bnfree SUBCOMMAND [options]
+
+Train binary neural networks without batch normalisation.
+
+subcommands:
+{subcommands}
+
+Examples:
+  bnfree fit --config configs/quickstart.yaml
+  bnfree test --ckpt_path RUN/checkpoints/best.ckpt
+
+Options of a subcommand: bnfree SUBCOMMAND --help
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the `bnfree` command.
+
+    Args:
+        arguments: what follows `bnfree` on the command line; None: `sys.argv`.
+
+    Returns:
+        The exit code: 0, or 2 after a mistake in what the user gave, which is answered with one line on stderr. With
+        `BNFREE_TRACEBACK=1` in the environment the exception is raised instead.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        lines = (f"  {name:<10} {subcommand.summary}" for name, subcommand in SUBCOMMANDS.items())
+        print(USAGE.format(subcommands="\n".join(lines)), end="")
+        return 0
+    if arguments[0] == "--version":
+        print(f"bnfree {__version__}")
+        return 0
+    try:
+        run = importlib.import_module(_subcommand(arguments[0]).module).run
+        run(arguments)
+    except InputError as error:
+        if os.environ.get("BNFREE_TRACEBACK", "0") not in ("", "0"):
+            raise
+        _report(error)
+        return 2
+    return 0
+
+
+def _subcommand(name: str) -> Subcommand:
+    if name in SUBCOMMANDS:
+        return SUBCOMMANDS[name]
+    known = ", ".join(SUBCOMMANDS)
+    if name.startswith("-"):
+        raise InputError(f"{name!r} stands before the subcommand; give one of {known} first, then its options.")
+    raise InputError(f"subcommand {name!r} is not known; {did_you_mean(name, SUBCOMMANDS) or f'choose from {known}'}.")
+
+
+def _report(error: InputError) -> None:
+    # Every process of a distributed run meets the same mistake; one answer is enough.
+    if int(os.environ.get("LOCAL_RANK") or 0) == 0 and int(os.environ.get("RANK") or 0) == 0:
+        print(f"bnfree: error: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

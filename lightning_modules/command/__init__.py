@@ -1,0 +1,1 @@
+"""What the subcommands of `bnfree` do; `lightning_modules.cli` is the front."""

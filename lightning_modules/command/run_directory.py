@@ -1,0 +1,124 @@
+"""Where a run keeps its files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+
+from bnfree.errors import InputError
+
+CHECKPOINTS = "checkpoints"
+CONFIG = "config.yaml"
+METRICS = "metrics.csv"
+
+# Processes that Lightning starts run the same command again and must not choose a directory of their own.
+_SHARED = "BNFREE_RUN_DIR"
+
+
+def run_directory_of(checkpoint: str | Path) -> Path | None:
+    """The run directory that a checkpoint lies in; None if it lies somewhere else."""
+    for directory in (Path(checkpoint).absolute().parent.parent, Path(checkpoint).absolute().parent):
+        if (directory / CONFIG).is_file():
+            return directory
+    return None
+
+
+def latest_config(directory: Path) -> Path:
+    """The config of the last fit that wrote into a run directory."""
+    number = 1
+    while (directory / _resumed(number)).is_file():
+        number += 1
+    return directory / (_resumed(number - 1) if number > 1 else CONFIG)
+
+
+def config_to_write(directory: Path) -> Path:
+    """A name for a new config, which leaves the earlier ones of a resumed run alone."""
+    if not (directory / CONFIG).exists():
+        return directory / CONFIG
+    number = 1
+    while (directory / _resumed(number)).exists():
+        number += 1
+    return directory / _resumed(number)
+
+
+def _resumed(number: int) -> str:
+    return f"config-resumed-{number}.yaml"
+
+
+def choose_run_directory(given: str | None, name: str, environment: Mapping[str, str] = os.environ) -> Path:
+    """The directory of this run, which is not created yet.
+
+    Args:
+        given: what the user asked for; None: `runs/<name>/<date>-<time>`, with a number if that exists.
+        name: name of the recipe.
+        environment: the process's environment variables.
+    """
+    if is_child(environment) and _SHARED in environment:
+        return Path(environment[_SHARED])
+    if given is not None:
+        return Path(given).expanduser()
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    path, number = Path("runs") / name / stamp, 1
+    while path.exists():
+        number += 1
+        path = path.with_name(f"{stamp}-{number}")
+    return path
+
+
+def is_child(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is one of several and not the first."""
+    return any(int(environment.get(name) or 0) > 0 for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
+def check_free(directory: Path, checkpoint: str | None) -> None:
+    """Refuses a directory that holds an earlier run, unless that run is resumed from one of its checkpoints.
+
+    Raises:
+        InputError: the directory is taken.
+    """
+    taken = next((name for name in (CONFIG, METRICS, CHECKPOINTS) if (directory / name).exists()), None)
+    if taken is None or is_child():
+        return
+    if checkpoint is not None and directory.resolve() in Path(checkpoint).resolve().parents:
+        return
+    last = directory / CHECKPOINTS / "last.ckpt"
+    raise InputError(
+        f"run_dir={str(directory)!r} holds an earlier run ({taken}), which would be overwritten; give another "
+        f"directory, or resume that run with --ckpt_path={last}."
+    )
+
+
+def create(directory: Path) -> None:
+    """Creates the directory in the first process, and tells its name to the processes that will be started.
+
+    Raises:
+        InputError: it cannot be created or written to.
+    """
+    if is_child():
+        return
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"run_dir={str(directory)!r} cannot be written to ({error.strerror}); give a writable directory with "
+            "--run_dir."
+        ) from error
+    os.environ[_SHARED] = str(directory.absolute())
+
+
+def remove_if_empty(directory: Path) -> None:
+    """Removes a directory that a failed start has left empty, and parents that are empty then."""
+    if is_child():
+        return
+    for path in (directory, directory.parent):
+        if path in (Path("."), Path(path.anchor)):
+            return
+        try:
+            path.rmdir()
+        except OSError:
+            return
