@@ -1,0 +1,151 @@
+"""Calibration, measured again by hooks of our own in a second forward pass."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bnfree.backbones import ReActNet18, ReActNetA
+from bnfree.backbones.residual import ResidualUnit
+from bnfree.calibration import calibrate
+from bnfree.errors import InputError
+
+NETWORKS = [pytest.param(ReActNet18, 8, id="18"), pytest.param(ReActNetA, 4, id="A")]
+
+
+def fresh(kind: type[nn.Module] = ReActNet18, width: int = 8, **options: object) -> nn.Module:
+    torch.manual_seed(0)
+    return kind(num_classes=10, stem="cifar", width=width, **options)
+
+
+def images(count: int = 16) -> Tensor:
+    return 0.3 + 1.4 * torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def inputs_of_units(network: nn.Module, batch: Tensor) -> list[tuple[str, ResidualUnit, Tensor]]:
+    seen: list[tuple[str, ResidualUnit, Tensor]] = []
+    hooks = [
+        module.register_forward_pre_hook(
+            lambda module, args, name=name: seen.append((name, module, args[0].detach().double()))
+        )
+        for name, module in network.named_modules()
+        if isinstance(module, ResidualUnit)
+    ]
+    with torch.no_grad():
+        network(batch)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+@pytest.mark.parametrize(("kind", "width"), NETWORKS)
+@pytest.mark.parametrize("options", [{}, {"binary_weights": False}, {"alpha": 1.0}, {"reference": True}])
+def test_every_unit_sees_unit_scale_and_balanced_channels(kind, width, options):
+    network = fresh(kind, width, **options)
+    report = calibrate(network, images())
+    seen = inputs_of_units(network, images())
+    assert [record.name for record in report] == [name for name, _, _ in seen]
+    for record, (name, unit, x) in zip(report, seen, strict=True):
+        scaled = unit.beta.double() * x
+        std = scaled.transpose(0, 1).flatten(1).std(1, correction=0)
+        assert std.mean().item() == pytest.approx(1, abs=1e-4), name
+        mean = (scaled + unit.rsign.shift.double().view(1, -1, 1, 1)).mean((0, 2, 3))
+        assert mean.abs().max().item() <= 1e-4, name
+        assert record.beta == unit.beta.item()
+        assert record.input_std == pytest.approx(1 / record.beta, rel=1e-5)
+        raw = x.transpose(0, 1).flatten(1)
+        drift = (raw.mean(1).abs() / raw.std(1, correction=0).clamp(min=1e-12)).mean().item()
+        assert record.mean_drift == pytest.approx(drift, rel=1e-3)
+    analytic = [unit.beta.item() for _, unit, _ in inputs_of_units(fresh(kind, width, **options), images())]
+    assert [record.beta_before for record in report] == analytic
+
+
+def test_deterministic_and_without_random_numbers():
+    first, second = fresh(), fresh()
+    state = torch.get_rng_state()
+    reports = [calibrate(network, images()) for network in (first, second)]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert reports[0] == reports[1]
+    # Calibrating again finds what it set.
+    again = calibrate(first, images())
+    assert [r.beta_before for r in again] == [r.beta for r in reports[0]]
+    assert [r.beta for r in again] == pytest.approx([r.beta for r in reports[0]], rel=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_weights_modes_hooks_and_gradients_are_left_alone(training):
+    network = fresh().train(training)
+    network.body[0].eval()
+    modes = [module.training for module in network.modules()]
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    tensors = {key: value.data_ptr() for key, value in network.state_dict().items()}
+    batch = images()
+    kept = batch.clone()
+    calibrate(network, batch)
+    assert [module.training for module in network.modules()] == modes
+    changed = {key for key, value in network.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == {key for key in before if key.endswith((".beta", ".rsign.shift"))}
+    assert {key: value.data_ptr() for key, value in network.state_dict().items()} == tensors
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in network.modules())
+    assert all(p.requires_grad and p.grad is None for p in network.parameters())
+    assert torch.equal(batch, kept)
+
+
+def test_the_state_dict_carries_it_to_a_fresh_network():
+    network = fresh()
+    calibrate(network, images())
+    other = fresh()
+    other.load_state_dict(copy.deepcopy(network.state_dict()), strict=True)
+    assert torch.equal(other(images()), network(images()))
+    assert other.body[2][1].beta.item() == network.body[2][1].beta.item() != fresh().body[2][1].beta.item()
+    assert "body.2.1.beta" in network.state_dict()
+    assert all("beta" not in name for name, _ in network.named_parameters())
+
+
+def test_a_dead_trunk_gives_a_finite_beta():
+    network = fresh()
+    with torch.no_grad():
+        network.stem.convolution.gain.zero_()
+    calibrate(network, images())
+    assert all(torch.isfinite(value).all() for value in network.state_dict().values())
+
+
+@pytest.mark.parametrize("reference", [True, False])
+def test_who_wants_calibration(reference):
+    assert fresh(reference=reference).wants_calibration is not reference
+    assert not fresh(norm="batch_norm").wants_calibration
+    assert not fresh(norm="none").wants_calibration
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        (torch.zeros(3, 8, 8), r"images has shape \(3, 8, 8\)"),
+        (torch.zeros(0, 3, 8, 8), r"images has shape \(0, 3, 8, 8\)"),
+        (torch.full((2, 3, 8, 8), float("nan")), "not finite"),
+        (torch.full((2, 3, 8, 8), float("inf")), "not finite"),
+    ],
+)
+def test_wrong_images_change_nothing(batch, words):
+    network = fresh()
+    with pytest.raises(InputError, match=words):
+        calibrate(network, batch)
+    untouched: dict[str, Any] = fresh().state_dict()
+    assert all(torch.equal(value, untouched[key]) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("network", [fresh(norm="batch_norm"), fresh(norm="none"), nn.Linear(3, 3)])
+def test_networks_without_beta(network):
+    with pytest.raises(InputError, match="no residual unit with a beta"):
+        calibrate(network, images())
+
+
+def test_hooks_are_gone_after_a_failure():
+    network = fresh()
+    with pytest.raises(RuntimeError):
+        calibrate(network, torch.zeros(2, 5, 8, 8))
+    assert not any(module._forward_pre_hooks for module in network.modules())
