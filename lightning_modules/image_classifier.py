@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from bnfree.calibration import calibrate
@@ -83,6 +84,8 @@ class ImageClassifier(LightningModule):
         self.init_from, self.calibration_images = init_from, calibration_images
         parameter_groups(backbone, weight_decay_on)
         num_classes = self._num_classes()
+        # Means over images, also where processes have batches of different size.
+        self.losses = nn.ModuleDict({f"{stage}/loss": MeanMetric() for stage in ("train", "val", "test")})
         self.accuracies = nn.ModuleDict(
             {f"{stage}/acc": MulticlassAccuracy(num_classes, average="micro") for stage in ("train", "val", "test")}
         )
@@ -151,9 +154,8 @@ class ImageClassifier(LightningModule):
         images, labels = batch
         logits = self(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(labels))
         self.log("loss", loss, on_step=True, on_epoch=False, prog_bar=True, logger=False)
-        self._log_accuracy("train", logits.detach(), labels)
+        self._log_metrics("train", loss.detach(), logits.detach(), labels)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -173,11 +175,12 @@ class ImageClassifier(LightningModule):
     def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> None:
         images, labels = batch
         logits = self(images)
-        loss = F.cross_entropy(logits, labels)
-        self.log(f"{stage}/loss", loss, on_epoch=True, sync_dist=True, batch_size=len(labels))
-        self._log_accuracy(stage, logits, labels)
+        self._log_metrics(stage, F.cross_entropy(logits, labels), logits, labels)
 
-    def _log_accuracy(self, stage: str, logits: Tensor, labels: Tensor) -> None:
+    def _log_metrics(self, stage: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        mean = cast(MeanMetric, self.losses[f"{stage}/loss"])
+        mean.update(loss, weight=len(labels))
+        self.log(f"{stage}/loss", mean, on_step=False, on_epoch=True, batch_size=len(labels))
         for name, metric in self.accuracies.items():
             if name.startswith(stage):
                 accuracy = cast(MulticlassAccuracy, metric)
