@@ -126,7 +126,8 @@ class ImageClassifier(LightningModule):
         wanted = getattr(self.backbone, "wants_calibration", False) and self.init_from is None
         if not wanted or self.calibration_images == 0 or self.trainer.global_step > 0:
             return
-        report = calibrate(self.backbone, self._calibration_images().to(self.device))
+        like = next(self.backbone.parameters())
+        report = calibrate(self.backbone, self._calibration_images().to(like.device, like.dtype))
         if self.trainer.world_size > 1:
             # Processes may round differently; training must start from the same constants everywhere.
             state = {key: value.cpu() for key, value in self.backbone.state_dict().items()}
