@@ -1,0 +1,28 @@
+"""Thin Lightning shells around `bnfree`: some change training, some only observe; the first line of each says which."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from callbacks.adaptive_gradient_clipping import AdaptiveGradientClipping
+    from callbacks.prediction_writer import PredictionWriter
+    from callbacks.signal_propagation import SignalPropagation
+    from callbacks.weight_standardization_check import WeightStandardizationCheck
+
+__all__ = ["AdaptiveGradientClipping", "PredictionWriter", "SignalPropagation", "WeightStandardizationCheck"]
+
+_MODULES = {
+    "AdaptiveGradientClipping": "callbacks.adaptive_gradient_clipping",
+    "PredictionWriter": "callbacks.prediction_writer",
+    "SignalPropagation": "callbacks.signal_propagation",
+    "WeightStandardizationCheck": "callbacks.weight_standardization_check",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use: `bnfree --help` must not wait for torch and Lightning.
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

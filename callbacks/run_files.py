@@ -1,0 +1,40 @@
+"""Where callbacks write, and CSV files that are never half written."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+
+
+def run_directory(trainer: Trainer) -> Path:
+    """Directory of the run, the same on every process; must be called on all of them."""
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Writes a CSV file beside `path` and renames it, so that a reader sees the old file or the new one.
+
+    Args:
+        path: the file; its directory is created.
+        header: names of the columns.
+        rows: one sequence of values for each row; None becomes an empty field.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".unfinished")
+    with unfinished.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+    unfinished.replace(path)
+
+
+def read_csv(path: Path, header: Sequence[str]) -> list[list[str]]:
+    """Rows of a CSV file below its header; none if there is no such file or its columns are others."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    return rows[1:] if rows and rows[0] == list(header) else []

@@ -1,0 +1,370 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize, prune
+
+from bnfree.backbones import ReActNet18, ReActNetA
+from bnfree.calibration import calibrate
+from bnfree.convolution import BinaryConv2d
+from bnfree.diagnostics import measure_signals, plot_signals, render, standardized_layers, weight_statistics
+from bnfree.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def convolution(masked=False, **kwargs):
+    layer = BinaryConv2d(6, 8, 3, padding=1, **kwargs)
+    nn.init.uniform_(layer.gain, 0.5, 2)
+    if masked:
+        layer.set_mask(torch.rand_like(layer.weight) < 0.4)
+    return layer
+
+
+def kinds(layer, tolerance=1e-3):
+    return list(weight_statistics(layer, "layer").problems(tolerance))
+
+
+NETWORKS = {
+    "reactnet18": lambda **kw: ReActNet18(width=4, **kw),
+    "reactnet_a": lambda **kw: ReActNetA(num_classes=10, width=4, stem="cifar", **kw),
+}
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("options", [{}, {"binary_weights": False}, {"reference": True}], ids=str)
+@pytest.mark.parametrize("build", NETWORKS.values(), ids=NETWORKS.keys())
+def test_fresh_networks_are_sound(build, options, masked):
+    layers = standardized_layers(build(**options))
+    assert len(layers) >= 20
+    for name, layer in layers.items():
+        if masked:
+            layer.set_mask(torch.rand_like(layer.weight) < 0.3)
+        statistics = weight_statistics(layer, name)
+        assert statistics.problems(1e-3) == {}
+        expected = 1.0 if layer.mask is None else layer.mask.double().mean().item()
+        if statistics.dead_filters == 0:
+            assert statistics.mask_density == pytest.approx(expected)
+        assert statistics.density == statistics.mask_density
+
+
+@pytest.mark.parametrize("norm", ["batch_norm", "none"])
+def test_networks_without_standardisation_have_nothing_to_check(norm):
+    assert standardized_layers(ReActNet18(width=4, norm=norm)) == {}
+
+
+@pytest.mark.parametrize("options", [{"stride": 2}, {"groups": 2}, {"padding": 3}, {"stride": 3, "padding": 2}])
+def test_every_kind_of_convolution_is_sound(options):
+    arguments = {"padding": 1, **options}
+    assert kinds(BinaryConv2d(6, 8, 3, **arguments)) == []
+    assert kinds(BinaryConv2d(6, 8, 1, **arguments)) == []
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_layer_and_random_state_are_left_alone(binary):
+    layer = convolution(masked=True, binary_weights=binary)
+    before = {k: v.clone() for k, v in layer.state_dict().items()}
+    random_state = torch.get_rng_state()
+    weight_statistics(layer)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert layer.binary_weights is binary
+    assert all(torch.equal(v, before[k]) for k, v in layer.state_dict().items())
+    assert layer.weight.grad is None
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("value", [0.0, 0.3])
+def test_constant_row_is_dead(binary, masked, value):
+    layer = convolution(masked, binary_weights=binary)
+    with torch.no_grad():
+        layer.weight[3] = value
+    statistics = weight_statistics(layer, "stem")
+    assert statistics.dead_filters == 1
+    assert statistics.pruned_filters == 0
+    assert "stem has 1 dead filters of 8" in statistics.problems(1e-3)["dead"]
+
+
+def test_gain_of_zero_is_dead_and_a_small_std_too():
+    layer = convolution()
+    with torch.no_grad():
+        layer.gain[2] = 0
+        layer.weight[5] = layer.weight[5] / layer.weight[5].std() * 5 * layer.eps
+        layer.weight[6] = layer.weight[6] / layer.weight[6].std() * 20 * layer.eps
+    assert weight_statistics(layer).dead_filters == 2
+
+
+def test_filter_removed_by_the_mask_is_counted_and_no_problem():
+    layer = convolution()
+    mask = torch.ones_like(layer.weight)
+    mask[1] = 0
+    layer.set_mask(mask)
+    statistics = weight_statistics(layer)
+    assert (statistics.dead_filters, statistics.pruned_filters) == (1, 1)
+    assert statistics.problems(1e-3) == {}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(bad):
+    layer = convolution(binary_weights=False)
+    with torch.no_grad():
+        layer.weight[2, 0, 0, 0] = bad
+        layer.gain[4] = bad
+    statistics = weight_statistics(layer, "layer")
+    assert statistics.non_finite == 2 * layer.weight[0].numel()
+    assert next(iter(statistics.problems(1e-3))) == "non_finite"
+    assert "layer has 108 effective weights" in statistics.problems(1e-3)["non_finite"]
+    assert statistics.row_mean < 1e-5
+
+
+def plain_weight(layer):
+    return lambda: layer.gain * layer.weight
+
+
+def shifted_weight(layer):
+    original = layer.effective_weight
+    return lambda: original() + 0.01
+
+
+def test_overwritten_effective_weight():
+    layer = convolution(binary_weights=False)
+    layer.effective_weight = plain_weight(layer)
+    assert {"formula", "row_mean", "row_energy"} <= set(kinds(layer))
+    layer = convolution(binary_weights=True)
+    layer.effective_weight = shifted_weight(layer)
+    statistics = weight_statistics(layer)
+    assert statistics.forward_error == 0
+    assert {"formula", "row_mean"} <= set(statistics.problems(1e-3))
+    assert statistics.row_mean > 0.01
+
+
+def test_row_mean_and_energy_are_the_worst_of_the_rows():
+    layer = convolution(binary_weights=False)
+    original = layer.effective_weight
+
+    def shifted():
+        weight = original().clone()
+        weight[1] += 0.1 * layer.gain[1] / 54**0.5
+        weight[5] *= 3
+        return weight
+
+    layer.effective_weight = shifted
+    statistics = weight_statistics(layer)
+    assert statistics.row_mean == pytest.approx(0.1, rel=1e-4)
+    assert statistics.row_energy_error == pytest.approx(8, rel=1e-2)
+    assert statistics.formula_error == pytest.approx(
+        2 * (original()[5].abs().max() / original()[5].square().mean().sqrt()).item(), rel=1e-4
+    )
+
+
+def test_switched_off_standardisation():
+    layer = convolution(binary_weights=False)
+    layer.standardize = False
+    assert "formula" in kinds(layer)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_replaced_forward(binary):
+    layer = convolution(binary_weights=binary)
+    layer.forward = lambda x: F.conv2d(x, layer.weight, None, 1, 1)
+    assert kinds(layer) == ["forward"]
+    layer.forward = lambda x: F.conv2d(x, layer.effective_weight(), None, 1, 0)
+    assert math.isinf(weight_statistics(layer).forward_error)
+    layer.forward = lambda x: F.conv2d(x, layer.effective_weight(), None, 1, 1) * float("nan")
+    assert math.isinf(weight_statistics(layer).forward_error)
+
+
+def test_one_wrong_weight_in_the_forward_is_noticed():
+    layer = convolution()
+
+    def forward(x):
+        weight = layer.effective_weight().clone()
+        weight[4, 3, 0, 2] *= -1
+        return F.conv2d(x, weight, None, 1, 1)
+
+    layer.forward = forward
+    assert kinds(layer) == ["forward"]
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_mask_applied_outside(binary):
+    layer = convolution(binary_weights=binary)
+    prune.l1_unstructured(layer, "weight", 0.8)
+    found = kinds(layer)
+    assert found[:2] == ["owner", "latent_zeros"]
+    layer = convolution(binary_weights=binary)
+    with torch.no_grad():
+        layer.weight.mul_(torch.rand_like(layer.weight) < 0.2)
+    statistics = weight_statistics(layer, "layer")
+    # What makes it wrong: the weights come back.
+    assert statistics.density == 1
+    assert list(statistics.problems(1e-3)) == ["latent_zeros"]
+    assert statistics.latent_zeros == pytest.approx((layer.weight == 0).double().mean().item())
+
+
+def test_parametrized_weight():
+    class Double(nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    layer = convolution()
+    parametrize.register_parametrization(layer, "weight", Double())
+    assert kinds(layer) == ["owner"]
+
+
+def test_effective_density_other_than_the_mask():
+    layer = convolution(masked=True)
+    original = layer.effective_weight
+
+    def denser():
+        weight = original().clone()
+        weight[weight == 0] = 1e-9
+        return weight
+
+    layer.effective_weight = denser
+    statistics = weight_statistics(layer)
+    assert statistics.density == 1
+    assert statistics.mask_density == pytest.approx(layer.mask.double().mean().item())
+    assert list(statistics.problems(1e-3)) == ["density"]
+
+
+def test_values_under_the_mask_do_not_matter():
+    layer = convolution(masked=True)
+    before = weight_statistics(layer)
+    with torch.no_grad():
+        layer.weight[~layer.mask] = 1e3
+    assert weight_statistics(layer) == before
+
+
+def test_reduced_precision_is_not_a_problem():
+    assert kinds(convolution().bfloat16()) == []
+    with torch.autocast("cpu", torch.bfloat16):
+        assert weight_statistics(convolution()).forward_error < 1e-5
+
+
+# Signals
+
+
+def signals_by_hand(network, images):
+    """The same figures from the inputs of the units, one channel after the other."""
+    inputs = {}
+    units = [u for stage in network.body for u in stage]
+    hooks = [u.register_forward_hook(lambda u, args, _: inputs.__setitem__(u, args[0].detach())) for u in units]
+    with torch.no_grad():
+        network(images)
+    for hook in hooks:
+        hook.remove()
+    figures = []
+    for unit in units:
+        x = inputs[unit].double()
+        beta = 1.0 if unit.beta is None else unit.beta.item()
+        channels = []
+        for c in range(x.shape[1]):
+            values = x[:, c].flatten()
+            presign = beta * values + unit.rsign.shift[c].item()
+            balance = abs(2 * (presign >= 0).double().mean().item() - 1)
+            std = values.std(correction=0).item()
+            mean = abs(values.mean().item())
+            channels.append([mean, mean / std, std**2, balance, (presign.abs() < 1).double().mean().item()])
+        table = torch.tensor(channels)
+        figures.append([*table.mean(0).tolist(), table[:, 3].max().item(), beta])
+    return figures
+
+
+@pytest.mark.parametrize("norm", ["bn_free", "batch_norm", "none"])
+def test_signals_equal_a_computation_by_hand(norm):
+    network = ReActNet18(width=4, norm=norm).eval()
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.3) if parameter.dim() == 1 else None
+    images = torch.randn(4, 3, 16, 16)
+    signals = measure_signals(network, images)
+    assert [s.name for s in signals] == [f"body.{stage}.{unit}" for stage in range(4) for unit in range(4)]
+    for signal, (mean, drift, variance, balance, window, worst, beta) in zip(
+        signals, signals_by_hand(network, images), strict=True
+    ):
+        assert signal.mean == pytest.approx(mean, rel=1e-4)
+        assert signal.drift == pytest.approx(drift, rel=1e-4)
+        assert signal.variance == pytest.approx(variance, rel=1e-4)
+        assert signal.imbalance == pytest.approx(balance, abs=1e-2)
+        assert signal.worst_imbalance == pytest.approx(worst, abs=5e-2)
+        assert signal.window == pytest.approx(window, abs=1e-2)
+        if norm == "bn_free":
+            assert signal.expected_variance == pytest.approx(beta**-2, rel=1e-5)
+        else:
+            assert signal.expected_variance is None
+
+
+def test_measuring_changes_nothing():
+    network = ReActNet18(width=4, norm="batch_norm").train()
+    network.body[1].eval()
+    modes = [module.training for module in network.modules()]
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    measure_signals(network, torch.randn(2, 3, 16, 16, requires_grad=True))
+    assert [module.training for module in network.modules()] == modes
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+    assert not any(module._forward_pre_hooks for module in network.modules())
+    with pytest.raises(RuntimeError):
+        measure_signals(network, torch.randn(2, 5, 16, 16))
+    assert [module.training for module in network.modules()] == modes
+    assert not any(module._forward_pre_hooks for module in network.modules())
+
+
+def test_calibration_shows_in_the_signals():
+    network, images = ReActNet18(width=8), torch.randn(16, 3, 16, 16)
+    before = measure_signals(network, images)
+    assert before[-1].variance < 0.3 * before[-1].expected_variance
+    calibrate(network, images)
+    for signal in measure_signals(network, images):
+        assert signal.variance == pytest.approx(signal.expected_variance, rel=0.3)
+        assert signal.window == pytest.approx(0.68, abs=0.15)
+
+
+def test_compiled_network_is_measured_in_its_plain_form():
+    network, images = ReActNet18(width=4), torch.randn(2, 3, 16, 16)
+
+    def refuse(graph, inputs):
+        raise AssertionError("compiled")
+
+    expected = measure_signals(network, images)
+    assert measure_signals(torch.compile(network, backend=refuse), images) == expected
+    network.compile(backend=refuse)
+    assert measure_signals(network, images) == expected
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "words"),
+    [
+        (nn.Linear(3, 3), (2, 3, 8, 8), "network=Linear has no ResidualUnit"),
+        (ReActNet18(width=4), (3, 8, 8), r"images has shape \(3, 8, 8\)"),
+        (ReActNet18(width=4), (0, 3, 8, 8), r"images has shape \(0, 3, 8, 8\)"),
+    ],
+)
+def test_what_cannot_be_measured_is_said(network, shape, words):
+    with pytest.raises(InputError, match=words):
+        measure_signals(network, torch.zeros(shape))
+
+
+@pytest.mark.parametrize("norm", ["bn_free", "none"])
+def test_figure_shows_every_unit(norm):
+    import matplotlib
+
+    backend = matplotlib.rcParams._get_backend_or_none()
+    signals = measure_signals(ReActNet18(width=4, norm=norm), torch.randn(2, 3, 16, 16))
+    figure = plot_signals(signals, "epoch 3")
+    assert figure.get_suptitle() == "epoch 3"
+    variance, *_, window = figure.axes
+    assert [label.get_text() for label in window.get_xticklabels()] == [s.name.removeprefix("body.") for s in signals]
+    assert list(variance.lines[0].get_ydata()) == [s.variance for s in signals]
+    assert len(variance.lines) == (2 if norm == "bn_free" else 1)
+    assert all(axes.get_ylabel() for axes in figure.axes)
+    pixels = render(figure)
+    assert pixels.dtype == "uint8"
+    assert pixels.ndim == 3
+    assert pixels.shape[2] == 3
+    assert pixels.std() > 0
+    assert matplotlib.rcParams._get_backend_or_none() == backend
