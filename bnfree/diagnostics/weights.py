@@ -56,7 +56,7 @@ class WeightStatistics:
     mask_density: float
     """Share of weights that survive in the layer's mask, in the same rows; 1 when dense."""
     latent_zeros: float
-    """Share of surviving latent weights that are exactly 0."""
+    """Share of surviving latent weights that are exactly 0, in the same rows."""
     owns_weight: bool
     """Whether `weight` is the layer's own parameter, not set by torch.nn.utils.prune or a parametrisation."""
     resolution: float
@@ -162,9 +162,9 @@ def weight_statistics(layer: BinaryConv2d, name: str = "layer") -> WeightStatist
             (~used.isfinite()).sum().double(),
             dead.sum().double(),
             (survivors == 0).sum().double(),
-            _share(used != 0, sound),
-            _share(mask != 0, sound),
-            1 - (latent != 0).logical_and(mask != 0).sum() / survivors.sum().clamp(min=1),
+            _share(used != 0, sound.view(-1, 1, 1, 1)),
+            _share(mask != 0, sound.view(-1, 1, 1, 1)),
+            1 - _share(latent != 0, sound.view(-1, 1, 1, 1) & (mask != 0)),
         ]
     ).tolist()
     return WeightStatistics(
@@ -233,8 +233,8 @@ def _worst(values: Tensor, rows: Tensor) -> Tensor:
     return values.double().where(rows, 0).amax()
 
 
-def _share(weights: Tensor, rows: Tensor) -> Tensor:
-    """Share of True in the given rows; 1 when there is no row."""
-    chosen = rows.view(-1, 1, 1, 1).expand_as(weights)
+def _share(weights: Tensor, among: Tensor) -> Tensor:
+    """Share of True among the chosen weights; 1 when none is chosen."""
+    chosen = among.expand_as(weights)
     total = chosen.sum()
     return torch.where(total > 0, (weights & chosen).sum() / total.clamp(min=1), 1).double()
