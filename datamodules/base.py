@@ -82,6 +82,7 @@ class ImageDataModule(LightningDataModule):
         self.seed = check_int("seed", seed, 0)
         self.limit_train = limit_train if limit_train is None else check_int("limit_train", limit_train, 1)
         self._parts: dict[str, Part] = {}
+        self._open_loaders: dict[str, BatchLoader] = {}
 
     @abstractmethod
     def load(self, part: Literal["train", "val", "test"]) -> ImageSource | None:
@@ -194,6 +195,12 @@ class ImageDataModule(LightningDataModule):
             images = self.trainer.precision_plugin.convert_input(images)
         return images, targets
 
+    def teardown(self, stage: str) -> None:
+        """End the worker processes of the loaders; the images stay loaded."""
+        for loader in self._open_loaders.values():
+            loader.close()
+        self._open_loaders.clear()
+
     def _part(self, name: str, stage: str) -> Part | None:
         self.setup(stage)
         return self._parts.get(name)
@@ -218,4 +225,6 @@ class ImageDataModule(LightningDataModule):
             len(part.indices), self.batch_size, world_size, rank, shuffle, drop_last, self.seed, part=name
         )
         targets = torch.arange(len(part.indices)) if predict else part.source.labels[part.indices]
-        return part.source.loader(part.indices, targets, sampler, augment, self.seed)
+        loader = part.source.loader(part.indices, targets, sampler, augment, self.seed)
+        self._open_loaders[name] = loader
+        return loader

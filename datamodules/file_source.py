@@ -99,17 +99,8 @@ class FileLoader(BatchLoader):
     ) -> None:
         super().__init__(sampler)
         self._requests = _Requests(sampler)
-        self._workers: DataLoader[Any] = DataLoader(
-            _Batches(source, indices, targets, augment, seed),
-            batch_size=None,
-            sampler=self._requests,
-            num_workers=source.num_workers,
-            persistent_workers=source.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            collate_fn=_unchanged,
-            # A generator of its own, or each epoch would draw the workers' seed from the global one.
-            generator=torch.Generator().manual_seed(0),
-        )
+        self._batches = _Batches(source, indices, targets, augment, seed)
+        self._workers: DataLoader[Any] | None = None
 
     def batches(self, epoch: int, start: int) -> Iterator[RawBatch]:
         """The batches of `epoch` from number `start` on.
@@ -117,15 +108,47 @@ class FileLoader(BatchLoader):
         Raises:
             InputError: a file cannot be decoded.
         """
+        if self._workers is None:
+            self._workers = self._start()
         self._requests.start = start
+        message = None
         for batch in self._workers:
             if isinstance(batch, str):
-                raise InputError(batch)
+                message = batch
+                break
             yield batch
+        if message is not None:
+            self.close()
+            raise InputError(message)
+
+    def close(self) -> None:
+        """End the worker processes; a later iteration starts new ones.
+
+        Left to the garbage collector, which finalises their queues first, each worker takes five seconds to end.
+        """
+        self._workers = None
+
+    def _start(self) -> DataLoader[Any]:
+        num_workers = self._batches.source.num_workers
+        return DataLoader(
+            self._batches,
+            batch_size=None,
+            sampler=self._requests,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=_unchanged,
+            # A generator of its own, or each epoch would draw the workers' seed from the global one.
+            generator=torch.Generator().manual_seed(0),
+        )
 
 
 class _Requests:
-    """What the workers are asked for: (epoch, positions) per batch, so that draws can follow the epoch."""
+    """What the workers are asked for: (epoch, positions) per batch, so that draws can follow the epoch.
+
+    Positions travel as a list: a tensor would be sent as an open file, and a worker that waits for one while the main
+    process shuts down keeps it from ending.
+    """
 
     def __init__(self, sampler: GlobalBatchSampler) -> None:
         self.sampler, self.start = sampler, 0
@@ -133,10 +156,10 @@ class _Requests:
     def __len__(self) -> int:
         return len(self.sampler) - self.start
 
-    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
         for number, positions in enumerate(self.sampler):
             if number >= self.start:
-                yield self.sampler.epoch, positions
+                yield self.sampler.epoch, positions.tolist()
 
 
 class _Batches(Dataset[RawBatch | str]):
@@ -145,7 +168,7 @@ class _Batches(Dataset[RawBatch | str]):
     def __init__(self, source: FileSource, indices: Tensor, targets: Tensor, augment: bool, seed: int) -> None:
         self.source, self.indices, self.targets, self.augment, self.seed = source, indices, targets, augment, seed
 
-    def __getitem__(self, request: tuple[int, Tensor]) -> RawBatch | str:
+    def __getitem__(self, request: tuple[int, list[int]]) -> RawBatch | str:
         """The batch, or the message of an InputError: as an exception it would cross processes as a traceback."""
         epoch, positions = request
         indices, targets = self.indices[positions], self.targets[positions]

@@ -52,6 +52,9 @@ class BatchLoader(ABC):
     def batches(self, epoch: int, start: int) -> Iterator[RawBatch]:
         """The batches of `epoch` from number `start` on."""
 
+    def close(self) -> None:  # noqa: B027 - not every loader has something to release
+        """Release what the loader holds besides memory, such as processes."""
+
     def state_dict(self) -> dict[str, Any]:
         """The epoch and the number of batches handed out in it."""
         return {"epoch": self._epoch, "batches": self._delivered}

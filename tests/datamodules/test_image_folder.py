@@ -1,3 +1,4 @@
+import pickle
 import random
 
 import numpy as np
@@ -70,10 +71,8 @@ def test_augmentation_follows_seed_epoch_and_image_alone(image_folder):
         data = module(folder, batch_size=1, **arguments)
         loader = data.train_dataloader()
         loader.sampler.set_epoch(epoch)
-        return {
-            int(position): data.on_after_batch_transfer(batch, 0)[0]
-            for batch, position in zip(loader, loader.sampler, strict=True)
-        }
+        batches = zip(loader, loader.sampler, strict=True)
+        return {int(position): data.on_after_batch_transfer(batch, 0)[0] for batch, position in batches}
 
     reference, again, other_epoch, other_seed = images(), images(), images(epoch=2), images(seed=1)
     assert all(torch.equal(reference[i], again[i]) for i in reference)
@@ -91,6 +90,16 @@ def test_workers_change_nothing(image_folder):
         assert len(ours) == 3
         assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(ours, theirs, strict=True))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_trainer_can_send_the_module_to_other_processes(image_folder):
+    data = module(image_folder({"train": 6}), num_workers=2)
+    data.setup("fit")
+    copy = pickle.loads(pickle.dumps(data))
+    ours, theirs = (epoch_of(d, d.train_dataloader()) for d in (data, copy))
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(ours, theirs, strict=True))
+    data.teardown("fit")
+    assert len(epoch_of(data, data.train_dataloader())) == 3
 
 
 def test_lighting_shifts_whole_channels_by_a_few_grey_levels(image_folder):

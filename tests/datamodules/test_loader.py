@@ -110,6 +110,35 @@ def test_a_trainer_goes_on_after_an_epoch(tiny, tmp_path):
         assert resumed == expected[6 * (epoch + 1) :]
 
 
+class Checker(LightningModule):
+    """Notes what evaluation and prediction are given."""
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.log("images", float(len(batch[1])), reduce_fx="sum")
+        assert batch[0].dtype == self.expected_dtype
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return batch[1]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("32-true", torch.float32), ("64-true", torch.float64), ("bf16-true", torch.bfloat16)]
+)
+def test_a_trainer_tests_and_predicts_each_image_once_in_its_precision(tiny, precision, dtype):
+    trainer = Trainer(
+        accelerator="cpu",
+        precision=precision,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+    )
+    checker, module = Checker(), tiny()
+    checker.expected_dtype = dtype
+    assert trainer.test(checker, module, verbose=False) == [{"images": 25.0}]
+    assert torch.cat(trainer.predict(checker, module)).tolist() == list(range(25))
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("steps", [2, 3, 4])
