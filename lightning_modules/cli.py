@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -82,9 +83,15 @@ def _subcommand(name: str) -> Subcommand:
 
 
 def _report(error: InputError) -> None:
-    # Every process of a distributed run meets the same mistake; one answer is enough.
-    if int(os.environ.get("LOCAL_RANK") or 0) == 0 and int(os.environ.get("RANK") or 0) == 0:
-        print(f"bnfree: error: {' '.join(str(error).split())}", file=sys.stderr)
+    # Mostly every process of a distributed run meets the same mistake, and one answer is enough: the others speak only
+    # if the first, which has started them, goes on living.
+    if any(int(os.environ.get(name) or 0) > 0 for name in ("LOCAL_RANK", "RANK")):
+        parent = os.getppid()
+        for _ in range(50):
+            time.sleep(0.1)
+            if os.getppid() != parent:
+                return
+    print(f"bnfree: error: {' '.join(str(error).split())}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import LightningModule
 
 from bnfree.errors import InputError
+from lightning_modules.command.names import did_you_mean
 
 
 def read_checkpoint(path: str, weights_only: bool = True) -> dict[str, Any]:
@@ -26,7 +27,8 @@ def read_checkpoint(path: str, weights_only: bool = True) -> dict[str, Any]:
         kind = "is a directory" if file.is_dir() else "does not exist"
         folder = file if file.is_dir() else file.parent
         found = sorted(str(p) for p in (*folder.glob("*.ckpt"), *folder.glob("checkpoints/*.ckpt")))
-        raise InputError(f"ckpt_path={path!r} {kind}; give {found[0] if found else 'a checkpoint file'}.")
+        remedy = did_you_mean(path, found) or f"give a checkpoint file{f', such as {found[0]}' if found else ''}."
+        raise InputError(f"ckpt_path={path!r} {kind}; {remedy}")
     try:
         content: Any = torch.load(file, map_location="cpu", weights_only=weights_only)
     except Exception as error:
@@ -38,7 +40,7 @@ def read_checkpoint(path: str, weights_only: bool = True) -> dict[str, Any]:
             ) from error
         raise InputError(
             f"ckpt_path={path!r} cannot be read as a checkpoint: it is damaged or incomplete "
-            f"({type(error).__name__}); give an earlier checkpoint."
+            f"({type(error).__name__}); give another checkpoint."
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise InputError(
@@ -89,6 +91,19 @@ def differences(remembered: Any, effective: Any, name: str) -> Iterator[str]:
                 yield from differences(remembered[key], effective[key], f"{name}.{key}")
     elif remembered != effective:
         yield f"{name.replace('.init_args', '')}: {effective} (the checkpoint was written with {remembered})"
+
+
+def check_resumable(checkpoint: dict[str, Any], path: str) -> None:
+    """Refuses to resume from a checkpoint without the states of a run.
+
+    Raises:
+        InputError: it holds weights only.
+    """
+    if "optimizer_states" not in checkpoint or "loops" not in checkpoint:
+        raise InputError(
+            f"ckpt_path={path!r} holds weights but no optimizer state to resume from; start from its weights with "
+            "--model.init_from."
+        )
 
 
 def check_fits(model: LightningModule, checkpoint: dict[str, Any], path: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import cast
 
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
@@ -30,14 +31,13 @@ class ContinuedCSVLogger(CSVLogger):
     def experiment(self) -> ExperimentWriter:
         """The writer, which has taken over the earlier rows."""
         if self._experiment is None:
-            # Read before the writer is made: that deletes the file.
             rows = self._earlier_rows()
             directory = Path(self.save_dir)
             directory.mkdir(parents=True, exist_ok=True)
             writer = _Writer(str(directory))
             writer.write_rows(rows)
             self._experiment = writer
-        return self._experiment
+        return cast(ExperimentWriter, self._experiment)
 
     def _earlier_rows(self) -> list[dict[str, str]]:
         if self._earlier is None or not self._earlier.is_file():
@@ -54,8 +54,8 @@ class _Writer(ExperimentWriter):
 
     def write_rows(self, rows: list[dict[str, str]]) -> None:
         path = Path(self.metrics_file_path)
-        path.unlink(missing_ok=True)
         if not rows:
+            path.unlink(missing_ok=True)
             return
         self.metrics_keys = sorted(rows[0])
         complete = path.with_suffix(".new")

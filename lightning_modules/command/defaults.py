@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ModelSummary,
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from lightning_modules.command.csv_log import ContinuedCSVLogger
+from lightning_modules.command.epoch_lines import EpochLines
 from lightning_modules.command.run_directory import CHECKPOINTS, METRICS, run_directory_of
 
 
@@ -24,7 +25,7 @@ def default_loggers(directory: Path, resumed_from: str | None, first_step: int) 
     earlier_run = run_directory_of(resumed_from) if resumed_from is not None else None
     earlier = earlier_run / METRICS if earlier_run is not None else None
     # A resumed run hides what TensorBoard has from beyond the checkpoint.
-    purge = {"purge_step": first_step} if first_step else {}
+    purge: dict[str, Any] = {"purge_step": first_step} if first_step else {}
     return [
         TensorBoardLogger(directory, name="", version="", default_hp_metric=False, **purge),
         ContinuedCSVLogger(directory, earlier, first_step),
@@ -37,16 +38,18 @@ def default_callbacks(options: dict[str, Any], always_on: list[Callback], direct
     The bar and the summary are named because Lightning would choose them by what else is installed.
 
     Args:
-        options: the Trainer's options.
+        options: the Trainer's options; whether there is a bar is filled in, by whether there is a terminal.
         always_on: callbacks with sections of their own in the config.
         directory: the run directory.
     """
     callbacks: list[Callback] = list(options.get("callbacks") or [])
     if options.get("barebones"):
         return callbacks
-    if options.get("enable_progress_bar") is not False and not _has(callbacks, ProgressBar):
-        # Where lines cannot be rewritten, each refresh is a line of the log.
-        callbacks.append(TQDMProgressBar(refresh_rate=1 if sys.stdout.isatty() else 50))
+    if options.get("enable_progress_bar") is None and not _has(callbacks, ProgressBar):
+        options["enable_progress_bar"] = sys.stdout.isatty()
+        callbacks += [] if sys.stdout.isatty() else [EpochLines()]
+    if options.get("enable_progress_bar") and not _has(callbacks, ProgressBar):
+        callbacks.append(TQDMProgressBar())
     if options.get("enable_model_summary") is not False and not _has(callbacks, ModelSummary):
         callbacks.append(ModelSummary())
     for callback in always_on:

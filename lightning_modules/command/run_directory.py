@@ -111,14 +111,15 @@ def create(directory: Path) -> None:
     os.environ[_SHARED] = str(directory.absolute())
 
 
-def remove_if_empty(directory: Path) -> None:
-    """Removes a directory that a failed start has left empty, and parents that are empty then."""
-    if is_child():
+def remove_if_unused(directory: Path) -> None:
+    """Removes a directory in which no training has started, and its parents that are empty then."""
+    # TensorBoard's logger opens its file before the first thing that can go wrong.
+    unused = [*directory.glob("events.out.tfevents.*"), directory / "hparams.yaml"]
+    if is_child() or not directory.is_dir() or set(directory.iterdir()) - set(unused):
         return
+    for path in unused:
+        path.unlink(missing_ok=True)
     for path in (directory, directory.parent):
-        if path in (Path("."), Path(path.anchor)):
+        if path in (Path(), Path.cwd(), Path(path.anchor)) or any(path.iterdir()):
             return
-        try:
-            path.rmdir()
-        except OSError:
-            return
+        path.rmdir()

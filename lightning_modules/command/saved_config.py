@@ -22,5 +22,5 @@ class SavedConfig(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the file in the first process."""
-        if trainer.is_global_zero and not trainer.fast_dev_run:
+        if trainer.is_global_zero:
             config_to_write(self.directory).write_text(self.text)

@@ -1,4 +1,4 @@
-"""`bnfree fit`, `validate`, `test` and `predict`: LightningCLI with run directories, and checkpoints that do not overrule.
+"""`bnfree fit`, `validate`, `test` and `predict`: LightningCLI with run directories.
 
 Importing this module makes the project's backbones, data modules and callbacks known by their short names.
 """
@@ -15,7 +15,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import bnfree.backbones
 import callbacks
@@ -24,11 +23,19 @@ import lightning_modules
 from bnfree.errors import InputError
 from lightning_modules.command import run_directory
 from lightning_modules.command.arguments import complete_arguments, is_local, values_of
-from lightning_modules.command.checkpoints import check_fits, differences, read_checkpoint, remembered_config
+from lightning_modules.command.changed_settings import changed_settings
+from lightning_modules.command.checkpoints import (
+    check_fits,
+    check_resumable,
+    differences,
+    read_checkpoint,
+    remembered_config,
+)
 from lightning_modules.command.defaults import default_callbacks, default_loggers
-from lightning_modules.command.explanations import explain, explain_runtime_error
+from lightning_modules.command.explanations import explain, explain_runtime_error, explain_trainer_error, first_cause
 from lightning_modules.command.parser import ALWAYS_ON, CommandParser, ParseFailure, add_arguments
 from lightning_modules.command.quiet import quieten
+from lightning_modules.command.report import say, say_where_things_are
 from lightning_modules.command.saved_config import SavedConfig
 
 # Short names in a config are those of imported classes, and packages import theirs on first use only.
@@ -52,7 +59,7 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         InputError: a mistake in what the user gave.
     """
-    quieten()
+    quieten(arguments[0])
     # A console script does not find the modules of the directory it is called from, where the user's own classes are.
     if str(Path.cwd()) not in sys.path and "" not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -81,13 +88,18 @@ class TrainingCLI(LightningCLI):
         self.arguments = complete_arguments(arguments)
         self.checkpoint: dict[str, Any] = {}
         self.checkpoint_path: str | None = None
+        self.changes: Callback | None = None
         self.run_directory: Path | None = None
         description = {"description": COMPOSITION}
         super().__init__(
             save_config_callback=None,
             seed_everything_default=0,
             parser_class=CommandParser,
-            parser_kwargs={"prog": "bnfree", "allow_abbrev": False, **{name: description for name in self.subcommands()}},
+            parser_kwargs={
+                "prog": "bnfree",
+                "allow_abbrev": False,
+                **dict.fromkeys(self.subcommands(), description),
+            },
             args=self.arguments,
             auto_configure_optimizers=False,
         )
@@ -110,10 +122,15 @@ class TrainingCLI(LightningCLI):
         if self.checkpoint_path is None or not is_local(self.checkpoint_path):
             return
         self.checkpoint = read_checkpoint(self.checkpoint_path, options.get("weights_only") is not False)
-        effective = self._as_dict()
-        for section, remembered in remembered_config(self.checkpoint).items():
-            for line in differences(remembered, effective.get(section), section):
-                _say(line)
+        effective, remembered = self._as_dict(), remembered_config(self.checkpoint)
+        for section, values in remembered.items():
+            for line in differences(values, effective.get(section), section):
+                # How a network is trained matters to nobody who evaluates it.
+                if self.config.subcommand == "fit" or not line.startswith(("model.optimizer", "model.lr_scheduler")):
+                    say(line)
+        if self.config.subcommand == "fit":
+            check_resumable(self.checkpoint, self.checkpoint_path)
+            self.changes = changed_settings(remembered.get("model", {}), effective["model"], self.checkpoint_path)
 
     def _as_dict(self) -> dict[str, Any]:
         parser = self._parser(self.config.subcommand)
@@ -121,16 +138,26 @@ class TrainingCLI(LightningCLI):
         dumped: dict[str, Any] = yaml.safe_load(parser.dump(options, skip_none=False, skip_validation=True))
         return dumped
 
+    def instantiate_classes(self) -> None:
+        """Builds model, data and Trainer; an error of a constructor comes out as the constructor raised it."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            cause = first_cause(error)
+            if cause is error:
+                raise
+            raise cause from None
+
     def before_instantiate_classes(self) -> None:
         """Chooses the run directory, and refuses one that an earlier run has."""
         options = self.config[self.subcommand]
-        if self.subcommand in ("validate", "test") or options.trainer.get("fast_dev_run"):
+        if options.trainer.get("fast_dev_run"):
             return
-        if self.subcommand == "predict" and options.run_dir is None and self.checkpoint_path is not None:
+        if self.subcommand != "fit" and options.run_dir is None and self.checkpoint_path is not None:
             self.run_directory = run_directory.run_directory_of(self.checkpoint_path)
-        if self.run_directory is None:
+        if self.run_directory is None and (options.run_dir is not None or self.subcommand in ("fit", "predict")):
             self.run_directory = run_directory.choose_run_directory(options.run_dir, self._recipe_name())
-        if self.subcommand == "fit":
+        if self.subcommand == "fit" and self.run_directory is not None:
             run_directory.check_free(self.run_directory, self.checkpoint_path)
 
     def _recipe_name(self) -> str:
@@ -161,13 +188,14 @@ class TrainingCLI(LightningCLI):
         elif options.get("logger") in (None, True) and not options.get("fast_dev_run"):
             # Evaluating must not write over the metrics of the run.
             options["logger"] = False
+        options["callbacks"] += [self.changes] if self.changes is not None else []
         if self.subcommand == "predict":
             self._add_prediction_writer(options)
         try:
             trainer = self.trainer_class(**options)
         except (ValueError, TypeError) as error:
             # A Trainer option of the right type and a wrong value, such as an accelerator that does not exist.
-            raise InputError(str(error)) from error
+            raise InputError(explain_trainer_error(error)) from error
         if self.run_directory is not None:
             run_directory.create(self.run_directory)
         return trainer
@@ -190,37 +218,20 @@ class TrainingCLI(LightningCLI):
             super()._run_subcommand(subcommand)
         finally:
             if self.run_directory is not None:
-                run_directory.remove_if_empty(self.run_directory)
+                run_directory.remove_if_unused(self.run_directory)
 
     def after_fit(self) -> None:
         """Says where things are, and evaluates the best checkpoint if the config asks for it."""
-        best = next((c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor), None)
+        best = next(
+            (c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor), None
+        )
         best_path = best.best_model_path if best is not None else ""
-        if self.run_directory is not None:
-            _report(self.run_directory, best)
+        if self.checkpoint and self.trainer.global_step == self.checkpoint.get("global_step"):
+            say(f"Nothing left to train after {self.checkpoint_path}: raise --trainer.max_epochs to go on.")
+        elif self.run_directory is not None:
+            say_where_things_are(self.run_directory, best)
         if not self.config[self.subcommand].test_after_fit:
             return
         results = self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best_path or None, verbose=False)
         for name, value in (results or [{}])[0].items():
-            _say(f"{name}: {value:.4f} ({'best checkpoint' if best_path else 'last weights'})")
-
-
-@rank_zero_only
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
-def _report(directory: Path, best: ModelCheckpoint | None) -> None:
-    _say(f"Run directory: {directory}")
-    checkpoints = directory / run_directory.CHECKPOINTS
-    if best is not None and best.best_model_path and best.best_model_score is not None:
-        _say(f"Best checkpoint: {_relative(best.best_model_path)} ({best.monitor} {float(best.best_model_score):.4f})")
-    if (checkpoints / "last.ckpt").is_file():
-        _say(f"Last checkpoint: {checkpoints / 'last.ckpt'}")
-    if (directory / run_directory.METRICS).is_file():
-        _say(f"Metrics: {directory / run_directory.METRICS}, or tensorboard --logdir {directory}")
-
-
-def _relative(path: str) -> str:
-    file = Path(path)
-    return str(file.relative_to(Path.cwd())) if file.is_relative_to(Path.cwd()) else path
+            say(f"{name}: {value:.4f} ({'best checkpoint' if best_path else 'last weights'})")

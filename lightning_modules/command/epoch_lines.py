@@ -1,0 +1,28 @@
+"""Progress where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+
+class EpochLines(Callback):
+    """Only observes: prints one line for each epoch, where the many lines of a progress bar would flood a log."""
+
+    def __init__(self) -> None:
+        self._start = 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock."""
+        self._start = time.monotonic()
+
+    @rank_zero_only
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prints the line, with all metrics that have been logged."""
+        metrics = trainer.callback_metrics
+        shown = "  ".join(f"{name} {float(metrics[name]):.4f}" for name in sorted(metrics) if "/" in name)
+        total = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
+        seconds = time.monotonic() - self._start
+        print(f"epoch {trainer.current_epoch + 1}{total}  {shown}  ({seconds:.1f} s)", flush=True)
