@@ -191,6 +191,34 @@ def test_one_wrong_weight_in_the_forward_is_noticed():
     assert kinds(layer) == ["forward"]
 
 
+@pytest.mark.parametrize("geometry", [(1, 2, 1), (1, 3, 1), (3, 2, 1), (3, 3, 2), (2, 4, 1)], ids=str)
+def test_every_tap_is_seen_whatever_the_geometry(geometry):
+    kernel_size, stride, padding = geometry
+    for row in range(kernel_size):
+        for column in range(kernel_size):
+            layer = BinaryConv2d(2, 2, kernel_size, stride, padding)
+            flip = torch.ones_like(layer.weight)
+            flip[1, 1, row, column] = -1
+
+            def forward(x, layer=layer, flip=flip):
+                return F.conv2d(x, layer.effective_weight() * flip, None, stride, padding)
+
+            assert kinds(layer) == []
+            layer.forward = forward
+            assert kinds(layer) == ["forward"]
+
+
+def test_weights_on_the_threshold_may_have_either_sign():
+    layer = BinaryConv2d(3, 512, 1)
+    ends = torch.randn(512, 2)
+    with torch.no_grad():
+        layer.weight.copy_(torch.cat([ends, ends.mean(1, keepdim=True)], dim=1).view(512, 3, 1, 1))
+    exact = layer.weight.double() - layer.weight.double().mean(1, keepdim=True)
+    signs = layer.effective_weight().sign().double()
+    assert ((exact >= 0) != (signs > 0)).any()
+    assert kinds(layer) == []
+
+
 @pytest.mark.parametrize("binary", [True, False])
 def test_mask_applied_outside(binary):
     layer = convolution(binary_weights=binary)

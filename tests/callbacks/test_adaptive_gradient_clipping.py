@@ -163,6 +163,21 @@ def test_logs_the_share_of_clipped_units(classifier, head, make_trainer, make_lo
     assert 0 < logged[1] < 1
 
 
+def test_units_are_counted_only_in_steps_that_are_logged(run, make_loader, monkeypatch):
+    import callbacks.adaptive_gradient_clipping as module
+
+    counted, original = [], module.clip_units_
+
+    def clip_units_(parameters, clip_factor, eps, count=True):
+        counted.append(count)
+        return original(parameters, clip_factor, eps, count)
+
+    agc = AdaptiveGradientClipping()
+    monkeypatch.setattr(module, "clip_units_", clip_units_)
+    run(agc, loader=make_loader(16, 4), log_every_n_steps=2)
+    assert counted == [False, True, False, True]
+
+
 def test_logging_can_be_switched_off(classifier, head, make_trainer, make_loader):
     for log_fraction in (True, False):
         trainer = make_trainer(AdaptiveGradientClipping(log_fraction=log_fraction))

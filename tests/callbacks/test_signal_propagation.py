@@ -83,10 +83,24 @@ def test_max_images(classifier, make_trainer, make_loader, tmp_path):
     agree(read(tmp_path / "signal_propagation.csv"), before)
 
 
-def test_every_n_epochs_and_several_validations_in_an_epoch(classifier, make_trainer, make_loader, tmp_path):
+def test_every_n_epochs_and_several_validations_in_an_epoch(
+    classifier, make_trainer, make_loader, tmp_path, monkeypatch
+):
+    import callbacks.signal_propagation as module
+
+    steps = []
+    trainer = None
+
+    def measure(network, images):
+        steps.append(trainer.global_step)
+        return measure_signals(network, images)
+
+    monkeypatch.setattr(module, "measure_signals", measure)
     trainer = make_trainer(SignalPropagation(every_n_epochs=2), max_epochs=5, val_check_interval=1)
     trainer.fit(classifier(), make_loader(), make_loader())
     assert epochs(read(tmp_path / "signal_propagation.csv")) == [0, 2, 4]
+    # Two steps and two validations in each epoch; the first validation counts.
+    assert steps == [1, 5, 9]
 
 
 def test_resumed_run_replaces_the_epochs_that_it_runs_again(classifier, make_trainer, make_loader, tmp_path):

@@ -74,9 +74,12 @@ FAULTS = {
 
 @pytest.fixture
 def fit(classifier, make_trainer, make_loader):
-    def fit(*callbacks, backbone=None, **kwargs):
+    def fit(*callbacks, backbone=None, lr=0.1, **kwargs):
         trainer = make_trainer(*callbacks, **kwargs)
-        trainer.fit(classifier(ReActNet18(width=4) if backbone is None else backbone), make_loader())
+        module = classifier(
+            ReActNet18(width=4) if backbone is None else backbone, lambda m: torch.optim.SGD(m.parameters(), lr)
+        )
+        trainer.fit(module, make_loader())
         return trainer
 
     return fit
@@ -101,6 +104,11 @@ def test_notices_what_breaks_during_training(fit, fault):
     with pytest.raises(InputError, match=r"body\.1\.2\.convolution "):
         fit(steps, Breaks(fault, step=1), WeightStandardizationCheck(every_n_steps=1, action="raise"))
     assert steps.count == 1
+
+
+def test_checks_the_weights_that_training_leaves(fit):
+    with pytest.raises(InputError, match=r"body\.1\.2\.convolution "):
+        fit(Breaks(bypassed, step=1), WeightStandardizationCheck(every_n_steps=100, action="raise"))
 
 
 @pytest.mark.parametrize(
@@ -130,12 +138,14 @@ def sentences(record):
 
 
 def test_warns_once_for_each_layer_and_kind(fit):
+    check = WeightStandardizationCheck(every_n_steps=1)
     with pytest.warns(UserWarning, match=r"body\.1\.2\.convolution has 1 dead filters") as record:
-        trainer = fit(
-            Breaks(constant_row), WeightStandardizationCheck(every_n_steps=1), max_epochs=2, limit_train_batches=1
-        )
-    assert trainer.global_step == 2
-    assert len(sentences(record)) == 1
+        # With a learning rate of 0 the row stays constant.
+        trainer = fit(Breaks(constant_row), Breaks(bypassed, step=2), check, lr=0, max_epochs=2)
+    assert trainer.global_step == 4
+    assert trainer.callback_metrics["ws/dead_filters"] == 1
+    assert ["dead filters" in s for s in sentences(record)] == [True, False]
+    assert "does not convolve" in sentences(record)[1]
 
 
 def test_counts_the_other_layers(fit):
