@@ -44,7 +44,7 @@ class Complaint:
 
     def where(self, word: str) -> str:
         """File and line of the first config that holds a word, unless the command line does."""
-        if any(word in re.split(r"[.=]", argument) for argument in self.arguments):
+        if any(word in re.split(r"[.=]", argument) for argument in self.arguments[1:]):
             return ""
         for config in self.configs:
             if config.is_file():

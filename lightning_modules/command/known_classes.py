@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -61,13 +62,14 @@ def _offered(candidate: type) -> bool:
 
 
 def names_in_module(name: str) -> list[str]:
-    """Names of the classes that a module offers."""
+    """Names of the classes that a module offers, and of the modules of a package."""
     try:
         module = importlib.import_module(name)
     except ImportError:
         return []
     public = getattr(module, "__all__", None) or [n for n in dir(module) if inspect.isclass(getattr(module, n, None))]
-    return [str(name) for name in public]
+    inner = [found.name for found in pkgutil.iter_modules(getattr(module, "__path__", []))]
+    return [str(name) for name in (*public, *inner)]
 
 
 def importable_near(name: str) -> str:
@@ -76,8 +78,7 @@ def importable_near(name: str) -> str:
     here = [path.stem for path in Path.cwd().iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()]
     known = [*here, "bnfree", "callbacks", "datamodules", "lightning_modules", "lightning", "torch"]
     if parent:
-        package = _imported(parent)
-        known = [p.stem for folder in getattr(package, "__path__", []) for p in Path(folder).iterdir()]
+        known = names_in_module(parent)
     remedy = did_you_mean(last, known)
     return remedy.replace("'", f"'{parent}.", 1) if remedy and parent else remedy
 

@@ -90,14 +90,19 @@ def check_free(directory: Path, checkpoint: str | None) -> None:
     )
 
 
-def create(directory: Path) -> None:
+def create(directory: Path) -> list[Path]:
     """Creates the directory in the first process, and tells its name to the processes that will be started.
+
+    Returns:
+        What has been created: the directory and its missing parents, the innermost first.
 
     Raises:
         InputError: it cannot be created or written to.
     """
     if is_child():
-        return
+        return []
+    given, directory = str(directory), directory.absolute()
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
     try:
         directory.mkdir(parents=True, exist_ok=True)
         probe = directory / f".writable-{os.getpid()}"
@@ -105,21 +110,27 @@ def create(directory: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise InputError(
-            f"run_dir={str(directory)!r} cannot be written to ({error.strerror}); give a writable directory with "
-            "--run_dir."
+            f"run_dir={given!r} cannot be written to ({error.strerror}); give a writable directory with --run_dir."
         ) from error
-    os.environ[_SHARED] = str(directory.absolute())
+    os.environ[_SHARED] = str(directory)
+    return missing
 
 
-def remove_if_unused(directory: Path) -> None:
-    """Removes a directory in which no training has started, and its parents that are empty then."""
-    # TensorBoard's logger opens its file before the first thing that can go wrong.
-    unused = [*directory.glob("events.out.tfevents.*"), directory / "hparams.yaml"]
-    if is_child() or not directory.is_dir() or set(directory.iterdir()) - set(unused):
+def remove_if_unused(created: list[Path]) -> None:
+    """Removes a run directory in which no training has started.
+
+    Args:
+        created: what `create` has returned.
+    """
+    if not created or not created[0].is_dir():
+        return
+    # Loggers open their files before the first thing that can go wrong; the config is written after the last.
+    unused = [*created[0].glob("events.out.tfevents.*"), created[0] / "hparams.yaml", created[0] / METRICS]
+    if set(created[0].iterdir()) - set(unused):
         return
     for path in unused:
         path.unlink(missing_ok=True)
-    for path in (directory, directory.parent):
-        if path in (Path(), Path.cwd(), Path(path.anchor)) or any(path.iterdir()):
+    for path in created:
+        if any(path.iterdir()):
             return
         path.rmdir()

@@ -90,6 +90,7 @@ class TrainingCLI(LightningCLI):
         self.checkpoint_path: str | None = None
         self.changes: Callback | None = None
         self.run_directory: Path | None = None
+        self.created: list[Path] = []
         description = {"description": COMPOSITION}
         super().__init__(
             save_config_callback=None,
@@ -197,7 +198,7 @@ class TrainingCLI(LightningCLI):
             # A Trainer option of the right type and a wrong value, such as an accelerator that does not exist.
             raise InputError(explain_trainer_error(error)) from error
         if self.run_directory is not None:
-            run_directory.create(self.run_directory)
+            self.created = run_directory.create(self.run_directory)
         return trainer
 
     def _add_prediction_writer(self, options: dict[str, Any]) -> None:
@@ -217,8 +218,7 @@ class TrainingCLI(LightningCLI):
         try:
             super()._run_subcommand(subcommand)
         finally:
-            if self.run_directory is not None:
-                run_directory.remove_if_unused(self.run_directory)
+            run_directory.remove_if_unused(self.created)
 
     def after_fit(self) -> None:
         """Says where things are, and evaluates the best checkpoint if the config asks for it."""
