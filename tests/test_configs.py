@@ -1,0 +1,115 @@
+"""Every config runs, in a shortened form, through the command that its first line names."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from small_data import write_cifar, write_fashion_mnist, write_image
+
+from lightning_modules.cli import main
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+SHORT = [
+    "--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1",
+    "--trainer.limit_test_batches=1", "--trainer.accelerator=cpu", "--model.backbone.width=4", "--data.batch_size=4",
+    "--model.calibration_images=4",
+]  # fmt: skip
+SMALL_FOLDER = ["--data.val_split=4", "--data.test_split=4", "--data.limit_train=20"]
+OPTIONS = {
+    "quickstart": [],
+    "fashion_mnist": ["--data.val_split=10"],
+    "cifar10_small": SMALL_FOLDER,
+    "cifar10_step1": ["--data.val_split=10"],
+    "cifar10_step2": ["--data.val_split=10"],
+    "cifar100_step1": ["--data.val_split=10"],
+    "cifar100_step2": ["--data.val_split=10"],
+    "imagenet_reactnet_a_step1": ["--model.backbone.num_classes=10", "--data.val_split=4", "--data.num_workers=0"],
+    "imagenet_reactnet_a_step2": ["--model.backbone.num_classes=10", "--data.val_split=4", "--data.num_workers=0"],
+}
+OVERLAYS = {"batch_norm", "none", "ddp"}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """One folder with every layout in it."""
+    folder = tmp_path_factory.mktemp("data")
+    write_cifar(folder, 10)
+    write_cifar(folder, 100, images=60)
+    write_fashion_mnist(folder)
+    for label in range(10):
+        for i in range(5):
+            write_image(folder / "train" / f"class{label}" / f"{i}.png", 32, 32, 10 * label + i)
+        write_image(folder / "val" / f"class{label}" / "0.png", 32, 32, label)
+    return folder
+
+
+def arguments_of(name, run_dir, data_dir):
+    """The command in the config's first line, shortened, with real folders in place of the capitals."""
+    line = (CONFIGS / f"{name}.yaml").read_text().splitlines()[0]
+    words = shlex.split(line.removeprefix("# "))
+    assert words[:2] == ["bnfree", "fit"], line
+    assert f"configs/{name}.yaml" in words, line
+    words = [w.replace("configs/", f"{CONFIGS}/").replace("=DIR", f"={data_dir}") for w in words[1:]]
+    return [*words, *SHORT, f"--run_dir={run_dir}"]
+
+
+def test_every_config_is_known_here():
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(OPTIONS) | OVERLAYS
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIONS if not name.endswith("step2")])
+@pytest.mark.filterwarnings("ignore")
+def test_recipe_trains(name, data_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run"
+    assert main([*arguments_of(name, run, data_dir), *OPTIONS[name]]) == 0
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 2
+    assert (run / "checkpoints" / "best.ckpt").is_file()
+    assert "val/acc" in (run / "metrics.csv").read_text()
+    step2 = name.replace("step1", "step2")
+    if step2 == name:
+        return
+    words = [w.replace("STEP1", str(run)) for w in arguments_of(step2, tmp_path / "run2", data_dir)]
+    assert any(str(run) in w for w in words)
+    assert main([*words, *OPTIONS[step2]]) == 0
+    after = torch.load(tmp_path / "run2" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert after["state_dict"].keys() == checkpoint["state_dict"].keys()
+    config = yaml.safe_load((tmp_path / "run2" / "config.yaml").read_text())
+    assert config["model"]["init_args"]["backbone"]["init_args"]["binary_weights"] is True
+
+
+@pytest.mark.parametrize("norm", ["batch_norm", "none"])
+@pytest.mark.filterwarnings("ignore")
+def test_overlay_changes_the_network_and_nothing_else(norm, data_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run"
+    assert main(arguments_of(norm, run, data_dir)) == 0
+    weights = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert any("running_mean" in key for key in weights) is (norm == "batch_norm")
+    assert not any(key.endswith((".gain", ".beta")) for key in weights)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    plain = yaml.safe_load((CONFIGS / "quickstart.yaml").read_text())
+    assert (
+        config["model"]["init_args"]["optimizer"]["init_args"]["lr"]
+        == (plain["model"]["init_args"]["optimizer"]["init_args"]["lr"])
+    )
+
+
+@pytest.mark.slow
+def test_ddp_overlay_trains_on_two_processes(data_dir, tmp_path):
+    words = arguments_of("ddp", tmp_path / "run", data_dir)
+    words = [w for w in words if not w.startswith("--trainer.devices")] + ["--trainer.devices=2", "--data.val_split=10"]
+    run = subprocess.run(
+        [sys.executable, "-m", "lightning_modules.cli", *words, f"--data.data_dir={data_dir}"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "PYTHONPATH": str(CONFIGS.parent), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert run.stdout.count("Run directory:") == 1
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
