@@ -91,7 +91,9 @@ def _report(error: InputError) -> None:
             time.sleep(0.1)
             if os.getppid() != parent:
                 return
-    print(f"bnfree: error: {' '.join(str(error).split())}", file=sys.stderr)
+    # From a worker of a DataLoader, the message is a traceback that ends in the message.
+    message = str(error).rpartition("InputError: ")[2]
+    print(f"bnfree: error: {' '.join(message.split())}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,10 @@ class EpochLines(Callback):
 
     @rank_zero_only
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prints the line, with all metrics that have been logged."""
+        """Prints the line, with the metrics of training and validation."""
         metrics = trainer.callback_metrics
-        shown = "  ".join(f"{name} {float(metrics[name]):.4f}" for name in sorted(metrics) if "/" in name)
+        names = sorted(name for name in metrics if name.startswith(("train/", "val/")))
+        shown = "  ".join(f"{name} {float(metrics[name]):.4f}" for name in names)
         total = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
         seconds = time.monotonic() - self._start
         print(f"epoch {trainer.current_epoch + 1}{total}  {shown}  ({seconds:.1f} s)", flush=True)

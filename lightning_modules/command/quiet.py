@@ -19,6 +19,8 @@ def quieten(subcommand: str) -> None:
     if subcommand != "fit":
         # It names the checkpoint callbacks, which have nothing to do in an evaluation.
         warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks")
+        # Predictions carry the index of their image themselves.
+        warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
     warnings.filterwarnings("ignore", message="The dirpath has changed from")
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")

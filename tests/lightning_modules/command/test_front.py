@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+import types
 
 import pytest
 
-from lightning_modules.cli import SUBCOMMANDS, main
+from bnfree.errors import InputError
+from lightning_modules.cli import SUBCOMMANDS, Subcommand, main
 from lightning_modules.command.names import did_you_mean, nearest
 
 
@@ -39,6 +41,22 @@ def test_wrong_subcommand(capsys, arguments, said):
     assert stderr.startswith("bnfree: error: ")
     assert said in stderr
     assert stderr.count("\n") == 1
+
+
+def test_a_mistake_found_by_a_loader_process_is_one_sentence(capsys, monkeypatch):
+    module = types.ModuleType("failing")
+
+    def run(arguments):
+        raise InputError(
+            "Caught InputError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+            "  raise InputError(...)\nbnfree.errors.InputError: image='a.png' is damaged.\n"
+        )
+
+    module.run = run
+    monkeypatch.setitem(sys.modules, "failing", module)
+    monkeypatch.setitem(SUBCOMMANDS, "fail", Subcommand("fails", "failing"))
+    assert main(["fail"]) == 2
+    assert capsys.readouterr().err == "bnfree: error: image='a.png' is damaged.\n"
 
 
 def test_nearest_ignores_case_and_refuses_the_unlike():
