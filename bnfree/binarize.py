@@ -92,7 +92,7 @@ def get_estimator(name: str) -> type[SignEstimator]:
         InputError: no estimator has that name.
     """
     if name not in ESTIMATORS:
-        raise InputError(f"estimator={name!r} is not known; choose one of {sorted(ESTIMATORS)}.")
+        raise InputError(f"estimator={name!r} is not known; choose one of {', '.join(sorted(ESTIMATORS))}.")
     return ESTIMATORS[name]
 
 

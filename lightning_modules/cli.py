@@ -79,7 +79,7 @@ def _subcommand(name: str) -> Subcommand:
     known = ", ".join(SUBCOMMANDS)
     if name.startswith("-"):
         raise InputError(f"{name!r} stands before the subcommand; give one of {known} first, then its options.")
-    raise InputError(f"subcommand {name!r} is not known; {did_you_mean(name, SUBCOMMANDS) or f'choose from {known}'}.")
+    raise InputError(f"subcommand {name!r} is not known; {did_you_mean(name, SUBCOMMANDS) or f'choose from {known}.'}")
 
 
 def _report(error: InputError) -> None:
