@@ -1,12 +1,15 @@
-"""Beta and RSign shifts measured once on real images, in one forward pass at initialisation.
+"""Beta, RSign shifts and gains measured once on real images, in one forward pass at initialisation.
 
 The analytic beta (`bnfree.backbones.variance`) assumes that the trunk keeps variance 1. In a ReActNet its standard
 deviation falls to 0.03-0.4, so the whole signal sits in the middle of the gradient window |x| < 1, and the channel
 means drift until most inputs of a binary convolution share one sign. Calibration gives the window its width and the
-sign its balance: block by block, beta = 1 / (mean over channels of the input's standard deviation), then shift =
--channel mean of beta * input. Beta is a constant afterwards, the shifts are trained on; both are part of the
-checkpoint and cost nothing at inference. This is our own deviation from arXiv 2104.08215; the README has the
-measurement behind it.
+sign its balance, block by block: beta = 1 / (mean over channels of the input's standard deviation), then shift =
+-channel mean of beta * input. On request it also divides each filter's gain by the standard deviation of its output,
+as weight normalisation is initialised (Salimans and Kingma, 2016, arXiv 1602.07868): the standardised filters of the
+stem answer natural images with very different strength, which batch norm would level out.
+
+Beta is a constant afterwards, shifts and gains are trained on; all are part of the checkpoint and cost nothing at
+inference. This is our own deviation from arXiv 2104.08215; the README has the measurement behind it.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from bnfree.backbones.residual import ResidualUnit
+from bnfree.convolution import BinaryConv2d
 from bnfree.errors import InputError
 
 
@@ -38,15 +42,17 @@ class UnitCalibration:
 
 
 @torch.no_grad()
-def calibrate(network: nn.Module, images: Tensor) -> list[UnitCalibration]:
+def calibrate(network: nn.Module, images: Tensor, gains: bool = False) -> list[UnitCalibration]:
     """Sets beta and the RSign shifts of every residual unit from one forward pass over `images`.
 
     Deterministic: the result depends on the weights and the images alone. The network stays in its mode and keeps its
-    weights.
+    latent weights.
 
     Args:
         network: a BN-free network with `ResidualUnit`s, such as `ReActNet18(norm="bn_free")`.
         images: (N, C, H, W), floating point, normalised as in training; a few hundred suffice.
+        gains: also scale the gain of every convolution, so that each channel of its output has standard deviation 1;
+            a channel that is constant keeps its gain.
 
     Returns:
         One record per residual unit, in the order of the forward pass.
@@ -64,8 +70,7 @@ def calibrate(network: nn.Module, images: Tensor) -> list[UnitCalibration]:
     report: list[UnitCalibration] = []
 
     def calibrate_unit(name: str, unit: ResidualUnit, inputs: tuple[Any, ...]) -> None:
-        x = inputs[0].float()
-        std, mean = torch.std_mean(x, dim=(0, 2, 3), correction=0)
+        std, mean = torch.std_mean(_wide(inputs[0]), dim=(0, 2, 3), correction=0)
         # A dead trunk has no scale to restore; the floor keeps beta finite.
         typical = std.mean().clamp(min=1e-3)
         beta = cast(Tensor, unit.beta)
@@ -76,13 +81,27 @@ def calibrate(network: nn.Module, images: Tensor) -> list[UnitCalibration]:
         drift = (mean.abs() / std.clamp(min=1e-12)).mean()
         report.append(UnitCalibration(name, typical.item(), before, beta.item(), drift.item()))
 
+    def calibrate_gain(layer: BinaryConv2d, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        std = _wide(output).std(dim=(0, 2, 3), correction=0)
+        factor = torch.where(std > 1e-6, 1 / std, 1.0)
+        cast(Tensor, layer.gain).mul_(factor.view(-1, 1, 1, 1))
+        return output * factor.view(1, -1, 1, 1).to(output.dtype)
+
     hooks = [
         unit.register_forward_pre_hook(lambda unit, inputs, name=name: calibrate_unit(name, unit, inputs))
         for name, unit in units.items()
     ]
+    layers = [m for m in network.modules() if isinstance(m, BinaryConv2d) and m.gain is not None] if gains else []
+    hooks += [layer.register_forward_hook(calibrate_gain) for layer in layers]
     try:
-        network(images)
+        # A compiled network may have been traced without the hooks.
+        with torch.compiler.set_stance("force_eager"):
+            network(images)
     finally:
         for hook in hooks:
             hook.remove()
     return report
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

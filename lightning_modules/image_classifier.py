@@ -47,6 +47,7 @@ class ImageClassifier(LightningModule):
         init_from: checkpoint whose weights, and nothing else, a fresh run starts from: one of this project's, a plain
             state dict of the backbone, or one of the public BNN_NoBN or ReActNet code. Strict.
         calibration_images: number of training images to calibrate on; 0: no calibration.
+        calibrate_gains: calibrate the gains too, not only beta and the RSign shifts.
 
     Raises:
         InputError: a value out of range; at the start of a run also a backbone that does not fit the data.
@@ -62,6 +63,7 @@ class ImageClassifier(LightningModule):
         weight_decay_on: WeightDecayOn = "convolutions",
         init_from: str | None = None,
         calibration_images: int = 256,
+        calibrate_gains: bool = True,
     ) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
@@ -81,7 +83,8 @@ class ImageClassifier(LightningModule):
         self.backbone = backbone
         self.optimizer, self.lr_scheduler, self.interval = optimizer, lr_scheduler, interval
         self.label_smoothing, self.weight_decay_on = label_smoothing, weight_decay_on
-        self.init_from, self.calibration_images = init_from, calibration_images
+        self.init_from = init_from
+        self.calibration_images, self.calibrate_gains = calibration_images, calibrate_gains
         parameter_groups(backbone, weight_decay_on)
         num_classes = self._num_classes()
         # Means over images, also where processes have batches of different size.
@@ -127,7 +130,8 @@ class ImageClassifier(LightningModule):
         if not wanted or self.calibration_images == 0 or self.trainer.global_step > 0:
             return
         like = next(self.backbone.parameters())
-        report = calibrate(self.backbone, self._calibration_images().to(like.device, like.dtype))
+        images = self._calibration_images().to(like.device, like.dtype)
+        report = calibrate(self.backbone, images, self.calibrate_gains)
         if self.trainer.world_size > 1:
             # Processes may round differently; training must start from the same constants everywhere.
             state = {key: value.cpu() for key, value in self.backbone.state_dict().items()}

@@ -5,10 +5,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from small_data import write_image
 
 from datamodules.base import ImageDataModule
 from datamodules.sources import TensorSource
@@ -51,12 +50,6 @@ def on_rank() -> Callable[[ImageDataModule, int, int], ImageDataModule]:
         return module
 
     return attach
-
-
-def write_image(path: Path, height: int, width: int, seed: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (max(1, height // 4), max(1, width // 4), 3), np.uint8)
-    Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC).save(path)
 
 
 @pytest.fixture

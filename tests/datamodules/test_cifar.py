@@ -7,35 +7,10 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from small_data import write_cifar, write_pickle
 
 from bnfree.errors import InputError
 from datamodules import CIFAR10DataModule, CIFAR100DataModule
-
-
-def write_pickle(path: Path, content: object, protocol: int = 2) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(pickle.dumps(content, protocol))
-
-
-def write_cifar(root: Path, classes: int, images: int = 20, protocol: int = 2) -> dict[str, dict]:
-    """Write the published layout with few images; returns the content per file."""
-    random = np.random.default_rng(classes)
-    if classes == 10:
-        names, folder = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"], root / "cifar-10-batches-py"
-        write_pickle(folder / "batches.meta", {"label_names": [f"c{i}" for i in range(10)]})
-    else:
-        names, folder = ["train", "test"], root / "cifar-100-python"
-        write_pickle(folder / "meta", {"fine_label_names": [f"c{i}" for i in range(100)], "coarse_label_names": []})
-    content = {}
-    for name in names:
-        labels = random.integers(0, classes, images).tolist()
-        content[name] = {
-            "data": random.integers(0, 256, (images, 3072), np.uint8),
-            "filenames": ["x.png"] * images,
-            "labels" if classes == 10 else "fine_labels": labels,
-        }
-        write_pickle(folder / name, content[name], protocol)
-    return content
 
 
 def as_published(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:

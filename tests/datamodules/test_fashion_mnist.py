@@ -1,37 +1,19 @@
 import gzip
-import struct
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from small_data import idx_bytes, write_fashion_mnist
 
 from bnfree.errors import InputError
 from datamodules import FashionMNISTDataModule
 from datamodules.idx import read_idx
 
 
-def idx_bytes(values: np.ndarray) -> bytes:
-    return struct.pack(f">BBBB{values.ndim}I", 0, 0, 8, values.ndim, *values.shape) + values.tobytes()
-
-
-def write_set(folder: Path, packed: bool = True, num_labels: int | None = None) -> dict[str, np.ndarray]:
-    folder.mkdir(parents=True, exist_ok=True)
-    random = np.random.default_rng(0)
-    arrays = {}
-    for prefix, n in (("train", 50), ("t10k", 20)):
-        arrays[f"{prefix}-images-idx3-ubyte"] = random.integers(0, 256, (n, 28, 28), np.uint8)
-        arrays[f"{prefix}-labels-idx1-ubyte"] = random.integers(0, 10, num_labels or n).astype(np.uint8)
-    for name, values in arrays.items():
-        content = idx_bytes(values)
-        (folder / (name + ".gz" * packed)).write_bytes(gzip.compress(content) if packed else content)
-    return arrays
-
-
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("below", ["", "FashionMNIST/raw"])
 def test_reads_both_layouts_packed_and_unpacked(tmp_path, packed, below):
-    arrays = write_set(tmp_path / below, packed)
+    arrays = write_fashion_mnist(tmp_path / below, packed)
     module = FashionMNISTDataModule(str(tmp_path), batch_size=8, val_split=10)
     assert (module.num_classes, module.image_shape) == (10, (1, 28, 28))
     module.prepare_data()
@@ -48,7 +30,7 @@ def test_reads_both_layouts_packed_and_unpacked(tmp_path, packed, below):
 def test_missing_files_are_named_at_once(tmp_path):
     with pytest.raises(InputError, match=r"data_dir='.*nowhere' is not a folder"):
         FashionMNISTDataModule(str(tmp_path / "nowhere"))
-    write_set(tmp_path)
+    write_fashion_mnist(tmp_path)
     (tmp_path / "t10k-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(InputError, match=r"no t10k-labels-idx1-ubyte\.gz: put .* or set download: true"):
         FashionMNISTDataModule(str(tmp_path))
@@ -67,7 +49,7 @@ def test_missing_files_are_named_at_once(tmp_path):
     ],
 )
 def test_damaged_files_are_named(tmp_path, damage, message):
-    write_set(tmp_path)
+    write_fashion_mnist(tmp_path)
     path = tmp_path / "train-images-idx3-ubyte.gz"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(InputError, match=message) as caught:
@@ -77,7 +59,7 @@ def test_damaged_files_are_named(tmp_path, damage, message):
 
 
 def test_images_and_labels_must_agree(tmp_path):
-    write_set(tmp_path, num_labels=19)
+    write_fashion_mnist(tmp_path, num_labels=19)
     with pytest.raises(InputError, match=r"holds 50 images but train-labels-idx1-ubyte\.gz 19 labels"):
         FashionMNISTDataModule(str(tmp_path), val_split=10).setup("fit")
 
@@ -89,7 +71,7 @@ def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.FashionMNIST", offline)
     with pytest.raises(InputError, match=r"download=True could not fetch Fashion-MNIST .no route to host"):
         FashionMNISTDataModule(str(tmp_path), download=True).prepare_data()
-    write_set(tmp_path)
+    write_fashion_mnist(tmp_path)
     FashionMNISTDataModule(str(tmp_path), download=True).prepare_data()
 
 

@@ -90,11 +90,12 @@ def test_label_smoothing_is_for_training_alone(corners, make_trainer):
     assert result["val/loss"] == pytest.approx(plain.item(), rel=1e-5)
 
 
-def test_a_fresh_run_starts_calibrated(corners, make_trainer):
+@pytest.mark.parametrize("gains", [True, False])
+def test_a_fresh_run_starts_calibrated(corners, make_trainer, gains):
     recorder = Recorder()
-    module = ImageClassifier(network(), calibration_images=48)
+    module = ImageClassifier(network(), calibration_images=48, calibrate_gains=gains)
     expected = copy.deepcopy(module.backbone)
-    calibrate(expected, corners.dataset.tensors[0][:48])
+    calibrate(expected, corners.dataset.tensors[0][:48], gains)
     make_trainer(callbacks=[recorder]).fit(module, datamodule=corners)
     for name, value in expected.state_dict().items():
         assert torch.equal(recorder.start[name], value), name
