@@ -13,12 +13,17 @@ from torch.nn import functional as F
 NORMS = ("bn", "none", "bf")
 ALPHA = 0.2
 
-# Betas as read off the published code (alpha 0.2), one for each block of ReActNet-18 ...
 A2 = ALPHA**2
-_IN_STAGE = [1.0, (1 + A2) ** -0.5, (1 + 2 * A2) ** -0.5]
-BETAS_18 = [1.0, *_IN_STAGE] + 3 * [(1 + 3 * A2) ** -0.5, *_IN_STAGE]
-# ... and two for each block of ReActNet-A.
-BETAS_A = [((1 + n * A2) ** -0.5, (1 + (n + 1) * A2) ** -0.5) for n in (0, 2, 0, 2, 0, 2, 0, 2, 4, 6, 8, 10, 0)]
+
+
+def beta_of(branches: int) -> float:
+    """Beta after that many branches, in the float32 in which the published code multiplies by it."""
+    return torch.tensor((1 + branches * A2) ** -0.5).item()
+
+
+# As read off the published code: one beta for each block of ReActNet-18, two for each of ReActNet-A.
+BETAS_18 = [beta_of(n) for n in [0, 0, 1, 2] + 3 * [3, 0, 1, 2]]
+BETAS_A = [(beta_of(n), beta_of(n + 1)) for n in (0, 2, 0, 2, 0, 2, 0, 2, 4, 6, 8, 10, 0)]
 
 
 def soft_sign(x: Tensor) -> Tensor:

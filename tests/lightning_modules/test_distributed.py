@@ -24,8 +24,8 @@ seed_everything(3)
 network = ReActNet18(10, in_channels=1, width=8)
 module = ImageClassifier(network, optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-3))
 trainer = Trainer(
-    accelerator="cpu", devices=processes, precision=precision, strategy="ddp" if processes > 1 else "auto", max_epochs=1,
-    limit_train_batches=5, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+    accelerator="cpu", devices=processes, precision=precision, strategy="ddp" if processes > 1 else "auto",
+    max_epochs=1, limit_train_batches=5, logger=False, enable_checkpointing=False, enable_progress_bar=False,
     enable_model_summary=False, callbacks=[AdaptiveGradientClipping(clip_factor=0.02)],
 )
 trainer.fit(module, datamodule=DigitsDataModule(batch_size=32 // processes))
