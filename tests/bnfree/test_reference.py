@@ -23,6 +23,8 @@ TWELVE = [
 ]
 OUR_NORM = {"bn": "batch_norm", "none": "none", "bf": "bn_free"}
 BOUND = 1e-9
+# The expected gradients pass through the importer, which rounds them to float32.
+GRADIENT_BOUND = 1e-6
 SMALL = {"18": {"width": 8, "num_classes": 7}, "A": {"width": 4, "num_classes": 7}}
 PARAMETERS = {
     ("18", "bn"): 11_704_424,
@@ -85,7 +87,7 @@ def compare(public: nn.Module, ours: nn.Module, binary: bool, stem: str, batch: 
     gradients = in_our_names(public, binary, stem)
     for name, parameter in ours.named_parameters():
         assert gradients[name].norm() > 0, f"{name} has no gradient: nothing would be compared"
-        assert relative(parameter.grad.double(), gradients[name]) <= BOUND, name
+        assert relative(parameter.grad.double(), gradients[name]) <= GRADIENT_BOUND, name
 
 
 @pytest.mark.parametrize(("arch", "norm", "binary"), TWELVE)
