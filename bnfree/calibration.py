@@ -1,12 +1,13 @@
-"""Beta, RSign shifts and gains measured once on real images, in one forward pass at initialisation.
+"""Beta, shifts and gains measured once on real images, in one forward pass at initialisation.
 
 The analytic beta (`bnfree.backbones.variance`) assumes that the trunk keeps variance 1. In a ReActNet its standard
 deviation falls to 0.03-0.4, so the whole signal sits in the middle of the gradient window |x| < 1, and the channel
 means drift until most inputs of a binary convolution share one sign. Calibration gives the window its width and the
 sign its balance, block by block: beta = 1 / (mean over channels of the input's standard deviation), then shift =
--channel mean of beta * input. On request it also divides each filter's gain by the standard deviation of its output,
-as weight normalisation is initialised (Salimans and Kingma, 2016, arXiv 1602.07868): the standardised filters of the
-stem answer natural images with very different strength, which batch norm would level out.
+-channel mean of beta * input. Full calibration also divides each filter's gain by the standard deviation of its
+output, as weight normalisation is initialised (Salimans and Kingma, 2016, arXiv 1602.07868), since the standardised
+filters of the stem answer natural images with very different strength, which batch norm would level out; and it centres
+the trunk before and after each RPReLU, whose bend then lies where the signal is.
 
 Beta is a constant afterwards, shifts and gains are trained on; all are part of the checkpoint and cost nothing at
 inference. This is our own deviation from arXiv 2104.08215; the README has the measurement behind it.
@@ -20,6 +21,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from bnfree.activations import RPReLU
 from bnfree.backbones.residual import ResidualUnit
 from bnfree.convolution import BinaryConv2d
 from bnfree.errors import InputError
@@ -42,7 +44,7 @@ class UnitCalibration:
 
 
 @torch.no_grad()
-def calibrate(network: nn.Module, images: Tensor, gains: bool = False) -> list[UnitCalibration]:
+def calibrate(network: nn.Module, images: Tensor, full: bool = False) -> list[UnitCalibration]:
     """Sets beta and the RSign shifts of every residual unit from one forward pass over `images`.
 
     Deterministic: the result depends on the weights and the images alone. The network stays in its mode and keeps its
@@ -51,8 +53,9 @@ def calibrate(network: nn.Module, images: Tensor, gains: bool = False) -> list[U
     Args:
         network: a BN-free network with `ResidualUnit`s, such as `ReActNet18(norm="bn_free")`.
         images: (N, C, H, W), floating point, normalised as in training; a few hundred suffice.
-        gains: also scale the gain of every convolution, so that each channel of its output has standard deviation 1;
-            a channel that is constant keeps its gain.
+        full: also scale the gain of every convolution, so that each channel of its output has standard deviation 1 (a
+            channel that is constant keeps its gain), and set the shifts of every RPReLU, so that each channel has mean
+            0 before the bend and after it.
 
     Returns:
         One record per residual unit, in the order of the forward pass.
@@ -87,12 +90,23 @@ def calibrate(network: nn.Module, images: Tensor, gains: bool = False) -> list[U
         cast(Tensor, layer.gain).mul_(factor.view(-1, 1, 1, 1))
         return output * factor.view(1, -1, 1, 1).to(output.dtype)
 
+    def calibrate_shift_in(rprelu: RPReLU, inputs: tuple[Any, ...]) -> None:
+        rprelu.shift_in.copy_(-_wide(inputs[0]).mean((0, 2, 3)))
+
+    def calibrate_shift_out(rprelu: RPReLU, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        mean = _wide(output).mean((0, 2, 3))
+        rprelu.shift_out.sub_(mean)
+        return output - mean.view(1, -1, 1, 1).to(output.dtype)
+
     hooks = [
         unit.register_forward_pre_hook(lambda unit, inputs, name=name: calibrate_unit(name, unit, inputs))
         for name, unit in units.items()
     ]
-    layers = [m for m in network.modules() if isinstance(m, BinaryConv2d) and m.gain is not None] if gains else []
-    hooks += [layer.register_forward_hook(calibrate_gain) for layer in layers]
+    if full:
+        convolutions = (m for m in network.modules() if isinstance(m, BinaryConv2d) and m.gain is not None)
+        hooks += [convolution.register_forward_hook(calibrate_gain) for convolution in convolutions]
+        hooks += [unit.rprelu.register_forward_pre_hook(calibrate_shift_in) for unit in units.values()]
+        hooks += [unit.rprelu.register_forward_hook(calibrate_shift_out) for unit in units.values()]
     try:
         # A compiled network may have been traced without the hooks.
         with torch.compiler.set_stance("force_eager"):

@@ -46,8 +46,9 @@ class ImageClassifier(LightningModule):
             in the public BNN_NoBN code; `all`: every parameter.
         init_from: checkpoint whose weights, and nothing else, a fresh run starts from: one of this project's, a plain
             state dict of the backbone, or one of the public BNN_NoBN or ReActNet code. Strict.
-        calibration_images: number of training images to calibrate on; 0: no calibration.
-        calibrate_gains: calibrate the gains too, not only beta and the RSign shifts.
+        calibration: what is measured on training images before the first step: `full`: beta, the shifts of RSign and
+            RPReLU, and the gains; `beta_and_shift`: beta and the shifts of RSign; `none`: nothing, the analytic beta.
+        calibration_images: number of training images to calibrate on.
 
     Raises:
         InputError: a value out of range; at the start of a run also a backbone that does not fit the data.
@@ -62,16 +63,20 @@ class ImageClassifier(LightningModule):
         label_smoothing: float = 0.0,
         weight_decay_on: WeightDecayOn = "convolutions",
         init_from: str | None = None,
+        calibration: Literal["full", "beta_and_shift", "none"] = "full",
         calibration_images: int = 256,
-        calibrate_gains: bool = True,
     ) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
             raise InputError(f"label_smoothing={label_smoothing} must be at least 0 and less than 1.")
         if interval not in ("step", "epoch"):
             raise InputError(f"interval={interval!r} is not known; choose 'step' or 'epoch'.")
-        if calibration_images < 0:
-            raise InputError(f"calibration_images={calibration_images} must be at least 0; 0 switches it off.")
+        if calibration not in ("full", "beta_and_shift", "none"):
+            raise InputError(f"calibration={calibration!r} is not known; choose 'full', 'beta_and_shift' or 'none'.")
+        if calibration_images < 1:
+            raise InputError(
+                f"calibration_images={calibration_images} must be at least 1; calibration none needs none."
+            )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Attribute '.*' is an instance of `nn.Module`")
             self.save_hyperparameters(logger=False)
@@ -84,7 +89,7 @@ class ImageClassifier(LightningModule):
         self.optimizer, self.lr_scheduler, self.interval = optimizer, lr_scheduler, interval
         self.label_smoothing, self.weight_decay_on = label_smoothing, weight_decay_on
         self.init_from = init_from
-        self.calibration_images, self.calibrate_gains = calibration_images, calibrate_gains
+        self.calibration, self.calibration_images = calibration, calibration_images
         parameter_groups(backbone, weight_decay_on)
         num_classes = self._num_classes()
         # Means over images, also where processes have batches of different size.
@@ -127,11 +132,11 @@ class ImageClassifier(LightningModule):
     def on_train_start(self) -> None:
         """Calibrates a fresh BN-free backbone."""
         wanted = getattr(self.backbone, "wants_calibration", False) and self.init_from is None
-        if not wanted or self.calibration_images == 0 or self.trainer.global_step > 0:
+        if not wanted or self.calibration == "none" or self.trainer.global_step > 0:
             return
         like = next(self.backbone.parameters())
         images = self._calibration_images().to(like.device, like.dtype)
-        report = calibrate(self.backbone, images, self.calibrate_gains)
+        report = calibrate(self.backbone, images, full=self.calibration == "full")
         if self.trainer.world_size > 1:
             # Processes may round differently; training must start from the same constants everywhere.
             state = {key: value.cpu() for key, value in self.backbone.state_dict().items()}

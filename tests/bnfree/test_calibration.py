@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bnfree.activations import RPReLU
 from bnfree.backbones import ReActNet18, ReActNetA
 from bnfree.backbones.residual import ResidualUnit
 from bnfree.calibration import calibrate
+from bnfree.convolution import BinaryConv2d
 from bnfree.errors import InputError
 
 NETWORKS = [pytest.param(ReActNet18, 8, id="18"), pytest.param(ReActNetA, 4, id="A")]
@@ -149,3 +151,50 @@ def test_hooks_are_gone_after_a_failure():
     with pytest.raises(RuntimeError):
         calibrate(network, torch.zeros(2, 5, 8, 8))
     assert not any(module._forward_pre_hooks for module in network.modules())
+
+
+@pytest.mark.parametrize(("kind", "width"), NETWORKS)
+def test_full_calibration_levels_every_convolution_and_centres_the_trunk(kind, width):
+    network = fresh(kind, width)
+    latents = {name: p.clone() for name, p in network.named_parameters() if name.endswith("weight")}
+    calibrate(network, images(), full=True)
+    assert all(torch.equal(p, latents[name]) for name, p in network.named_parameters() if name in latents)
+    seen: list[tuple[str, Tensor]] = []
+    hooks = []
+    for name, module in network.named_modules():
+        if isinstance(module, BinaryConv2d):
+            hooks.append(module.register_forward_hook(lambda m, i, o, n=name: seen.append((f"{n} std", o))))
+        elif isinstance(module, RPReLU):
+            hooks.append(
+                module.register_forward_hook(
+                    lambda m, i, o, n=name: seen.extend(
+                        [(f"{n} mean in", i[0] + m.shift_in.view(1, -1, 1, 1)), (f"{n} mean out", o)]
+                    )
+                )
+            )
+    with torch.no_grad():
+        network(images())
+    assert len(seen) > 40
+    for name, value in seen:
+        channels = value.double().transpose(0, 1).flatten(1)
+        if name.endswith("std"):
+            spread = channels.std(1, correction=0)
+            # A channel that does not vary over these few images keeps its gain.
+            assert ((spread - 1).abs() < 1e-3)[spread > 1e-5].all(), name
+        else:
+            assert channels.mean(1).abs().max() < 1e-4, name
+    for _, unit, x in inputs_of_units(network, images()):
+        assert (unit.beta * x).transpose(0, 1).flatten(1).std(1, correction=0).mean().item() == pytest.approx(
+            1, abs=1e-4
+        )
+
+
+def test_full_calibration_of_a_dead_filter_changes_nothing_in_it():
+    network = fresh()
+    layer = network.body[0][0].convolution
+    mask = torch.ones_like(layer.weight, dtype=torch.bool)
+    mask[2] = False
+    layer.set_mask(mask)
+    calibrate(network, images(), full=True)
+    assert layer.gain[2].item() == 1
+    assert all(torch.isfinite(value).all() for value in network.state_dict().values())

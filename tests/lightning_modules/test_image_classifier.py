@@ -90,21 +90,24 @@ def test_label_smoothing_is_for_training_alone(corners, make_trainer):
     assert result["val/loss"] == pytest.approx(plain.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("gains", [True, False])
-def test_a_fresh_run_starts_calibrated(corners, make_trainer, gains):
+@pytest.mark.parametrize("calibration", ["full", "beta_and_shift"])
+def test_a_fresh_run_starts_calibrated(corners, make_trainer, calibration):
     recorder = Recorder()
-    module = ImageClassifier(network(), calibration_images=48, calibrate_gains=gains)
+    module = ImageClassifier(network(), calibration=calibration, calibration_images=48)
     expected = copy.deepcopy(module.backbone)
-    calibrate(expected, corners.dataset.tensors[0][:48], gains)
+    calibrate(expected, corners.dataset.tensors[0][:48], full=calibration == "full")
     make_trainer(callbacks=[recorder]).fit(module, datamodule=corners)
     for name, value in expected.state_dict().items():
         assert torch.equal(recorder.start[name], value), name
 
 
-@pytest.mark.parametrize("options", [{"norm": "batch_norm"}, {"norm": "none"}, {"reference": True}])
+@pytest.mark.parametrize(
+    "options", [{"norm": "batch_norm"}, {"norm": "none"}, {"reference": True}, {"calibration": "none"}]
+)
 def test_nothing_else_is_calibrated(corners, make_trainer, options):
     recorder = Recorder()
-    module = ImageClassifier(network(**options))
+    calibration = options.pop("calibration", "full")
+    module = ImageClassifier(network(**options), calibration=calibration)
     before = copy.deepcopy(module.backbone.state_dict())
     make_trainer(callbacks=[recorder], limit_train_batches=1).fit(module, datamodule=corners)
     assert all(torch.equal(recorder.start[name], value) for name, value in before.items())
@@ -218,7 +221,8 @@ def test_a_backbone_that_does_not_fit_the_data_is_refused(corners, make_trainer,
     [
         ({"label_smoothing": 1.0}, "label_smoothing=1.0"),
         ({"interval": "batch"}, "interval='batch'"),
-        ({"calibration_images": -1}, "calibration_images=-1"),
+        ({"calibration_images": 0}, "calibration_images=0"),
+        ({"calibration": "beta"}, "calibration='beta'"),
         ({"weight_decay_on": "gains"}, "weight_decay_on='gains'"),
         ({"backbone": torch.nn.Linear(2, 2)}, "num_classes"),
     ],
