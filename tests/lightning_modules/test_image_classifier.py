@@ -34,7 +34,7 @@ class Recorder(Callback):
 
 
 def test_learns_and_reports_under_the_public_names(corners, make_trainer):
-    trainer = make_trainer(max_epochs=8)
+    trainer = make_trainer(max_epochs=20)
     module = ImageClassifier(network(), optimizer=lambda p: torch.optim.Adam(p, lr=0.01))
     trainer.fit(module, datamodule=corners)
     assert {"train/loss", "train/acc", "val/loss", "val/acc"} <= set(trainer.callback_metrics)
