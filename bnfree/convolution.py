@@ -19,24 +19,30 @@ from torch.nn import functional as F
 from bnfree.errors import InputError
 
 
-class ScaledSign(torch.autograd.Function):
-    """`scale * sign(w)`, sign(0) = +1; backward is the identity through clamp(w, -1, 1), without the scale."""
+class WeightSign(torch.autograd.Function):
+    """sign(w), sign(0) = +1, for weights that are multiplied by `scale` afterwards.
+
+    With the product `scale * sign(w)` in mind its backward is the identity through clamp(w, -1, 1), without the scale:
+    the gradient that arrives here, which the product has multiplied by the scale, is divided by it again.
+    """
 
     @staticmethod
     def forward(weight: Tensor, scale: Tensor) -> Tensor:
-        """`weight` (O, I, kH, kW), `scale` (O, 1, 1, 1)."""
-        return torch.where(weight >= 0, scale, -scale)
+        """`weight` (O, I, kH, kW), `scale` (O, 1, 1, 1), at least 0."""
+        return (weight >= 0).to(weight.dtype).mul_(2).sub_(1)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
         """The gradient needs to know where |w| <= 1."""
-        ctx.save_for_backward(inputs[0])
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """The scale is a constant of the method (detached), so it has no gradient."""
-        (weight,) = ctx.saved_tensors
-        return gradient * (weight.abs() <= 1), None
+        weight, scale = ctx.saved_tensors
+        # A filter of scale 0 gives nothing and gets nothing.
+        inverse = torch.where(scale > 0, 1 / scale, 0.0)
+        return gradient * inverse * (weight.abs() <= 1), None
 
 
 def standardize_weight(weight: Tensor, mask: Tensor | None = None, eps: float = 1e-5) -> Tensor:
@@ -176,27 +182,39 @@ class BinaryConv2d(nn.Module):
 
     def effective_weight(self) -> Tensor:
         """The weight that the convolution uses, (O, I/groups, k, k); `weight` and `gain` get gradients through it."""
-        weight = self.weight
-        if self.standardize:
-            weight = standardize_weight(weight, self.mask, self.eps)
-        elif self.mask is not None:
-            weight = weight * self.mask
         if self.binary_weights:
-            weight = ScaledSign.apply(weight, self._binary_scale(weight.detach()))
-            if self.mask is not None:
-                weight = weight * self.mask
+            signs, scale = self._signs_and_scale()
+            return signs * scale
+        weight = self._prepared_weight()
         return weight if self.gain is None else self.gain * weight
 
-    def _binary_scale(self, weight: Tensor) -> Tensor:
+    def _prepared_weight(self) -> Tensor:
+        if self.standardize:
+            return standardize_weight(self.weight, self.mask, self.eps)
+        return self.weight if self.mask is None else self.weight * self.mask
+
+    def _signs_and_scale(self) -> tuple[Tensor, Tensor]:
+        """The factors of a binary effective weight: -1, 0 where masked, +1; and one number (O, 1, 1, 1) per filter."""
+        weight = self._prepared_weight()
         dims = tuple(range(1, weight.dim()))
+        magnitude = weight.detach().abs()
         if self.mask is None:
-            return weight.abs().mean(dims, keepdim=True)
-        return weight.abs().sum(dims, keepdim=True) / self.mask.sum(dims, keepdim=True).clamp(min=1)
+            scale = magnitude.mean(dims, keepdim=True)
+            signs = WeightSign.apply(weight, scale)
+        else:
+            scale = magnitude.sum(dims, keepdim=True) / self.mask.sum(dims, keepdim=True).clamp(min=1)
+            signs = WeightSign.apply(weight, scale) * self.mask
+        return signs, scale if self.gain is None else scale * self.gain
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolves (N, I, H, W) with the effective weight."""
-        weight = self.effective_weight()
-        return F.conv2d(x, weight.to(x.dtype), None, self.stride, self.padding, 1, self.groups)
+        geometry = (None, self.stride, self.padding, 1, self.groups)
+        if not self.binary_weights:
+            return F.conv2d(x, self.effective_weight().to(x.dtype), *geometry)
+        # Scaled afterwards, because sums of -1, 0 and +1 are exact: they do not depend on the order of summation, which
+        # changes with the batch size and the machine and would now and then move an activation across its threshold.
+        signs, scale = self._signs_and_scale()
+        return F.conv2d(x, signs.to(x.dtype), *geometry) * scale.view(1, -1, 1, 1).to(x.dtype)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         mask = state_dict.get(prefix + "mask")

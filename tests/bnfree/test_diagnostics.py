@@ -136,8 +136,8 @@ def test_overwritten_effective_weight():
     layer = convolution(binary_weights=True)
     layer.effective_weight = shifted_weight(layer)
     statistics = weight_statistics(layer)
-    assert statistics.forward_error == 0
-    assert {"formula", "row_mean"} <= set(statistics.problems(1e-3))
+    # A binary layer convolves with its signs and scales afterwards, so it does not use what the method now returns.
+    assert {"formula", "forward", "row_mean"} <= set(statistics.problems(1e-3))
     assert statistics.row_mean > 0.01
 
 
