@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bnfree.reference import is_public_checkpoint, load_checkpoint
 from torch import Tensor, nn
 
+from bnfree.backbones import ReActNet18
+from bnfree.backbones.residual import Variant
 from bnfree.errors import InputError
+from bnfree.reference import is_public_checkpoint, load_checkpoint
 
 
 def load_initial_weights(backbone: nn.Module, path: str | Path) -> None:
@@ -56,10 +58,25 @@ def _read_weights(path: Path, backbone: nn.Module) -> dict[str, Tensor]:
     if not isinstance(weights, dict) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
         raise InputError(f"init_from={str(path)!r} holds no state dict; give a checkpoint or a network's state dict.")
     if is_public_checkpoint(weights):
-        variant = getattr(backbone, "variant", None)
-        public = load_checkpoint(weights, binary_weights=variant is None or variant.binary_weights)
-        return dict(public.state_dict())
+        return _public_weights(weights, str(path), backbone)
     weights = {key.replace("_orig_mod.", ""): value for key, value in weights.items()}
     if any(key.startswith("backbone.") for key in weights):
         return {key.removeprefix("backbone."): v for key, v in weights.items() if key.startswith("backbone.")}
     return weights
+
+
+def _public_weights(weights: dict[str, Tensor], path: str, backbone: nn.Module) -> dict[str, Tensor]:
+    variant = getattr(backbone, "variant", None)
+    public = load_checkpoint(weights, binary_weights=variant is None or variant.binary_weights)
+    if isinstance(variant, Variant) and variant.norm == public.variant.norm:
+        # Neither is in the weights, which would load without a word and compute something else.
+        options = ["alpha"] if variant.bn_free else []
+        options += ["binary_shortcut"] if variant.binary_weights and isinstance(public, ReActNet18) else []
+        for option in options:
+            ours, theirs = getattr(variant, option), getattr(public.variant, option)
+            if ours != theirs:
+                raise InputError(
+                    f"backbone.{option}={ours} does not fit init_from={path!r}, a network of the public code with "
+                    f"{option}={theirs}: set model.init_args.backbone.init_args.{option} to {str(theirs).lower()}."
+                )
+    return dict(public.state_dict())

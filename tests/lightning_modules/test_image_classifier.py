@@ -230,3 +230,47 @@ def test_a_backbone_that_does_not_fit_the_data_is_refused(corners, make_trainer,
 def test_values_out_of_range_are_named(options, sentence):
     with pytest.raises(InputError, match=sentence):
         ImageClassifier(**{"backbone": network(), **options})
+
+
+def as_public_reactnet18(backbone):
+    """The state dict of one of our networks under the names of the public code."""
+    names = {
+        "rsign.shift": "move0.bias", "rprelu.shift_in": "move1.bias", "rprelu.slope": "prelu.weight",
+        "rprelu.shift_out": "move2.bias", "projection": "downsample.1", "convolution": "binary_conv",
+    }  # fmt: skip
+    public = {}
+    for key, value in backbone.state_dict().items():
+        if key.endswith(".beta"):
+            continue
+        if key.startswith("body."):
+            _, stage, block, rest = key.split(".", 3)
+            ours = next(name for name in names if rest.startswith(name))
+            shape = (1, -1, 1, 1) if "shift" in rest else value.shape
+            public[f"module.layer{int(stage) + 1}.{block}.{rest.replace(ours, names[ours])}"] = value.reshape(shape)
+        else:
+            new = key.replace("stem.convolution", "conv1").replace("classifier", "fc")
+            public[f"module.{new}"] = value
+    return public
+
+
+def test_init_from_reads_a_public_checkpoint_into_a_network_that_computes_the_same(corners, make_trainer, tmp_path):
+    recorder = Recorder()
+    source = network(reference=True)
+    torch.save({"epoch": 3, "state_dict": as_public_reactnet18(source)}, tmp_path / "model_best.pth.tar")
+    path = str(tmp_path / "model_best.pth.tar")
+    module = ImageClassifier(network(alpha=0.2, binary_shortcut=True), init_from=path)
+    make_trainer(callbacks=[recorder]).fit(module, datamodule=corners)
+    loaded = network(alpha=0.2, binary_shortcut=True)
+    loaded.load_state_dict(recorder.start)
+    images = corners.dataset.tensors[0]
+    torch.testing.assert_close(loaded.eval()(images), source.eval()(images))
+
+
+@pytest.mark.parametrize("options", [{"alpha": 0.5, "binary_shortcut": True}, {"alpha": 0.2, "binary_shortcut": False}])
+def test_init_from_a_public_checkpoint_that_would_compute_something_else_is_refused(
+    corners, make_trainer, tmp_path, options
+):
+    torch.save({"state_dict": as_public_reactnet18(network(reference=True))}, tmp_path / "public.tar")
+    module = ImageClassifier(network(**options), init_from=str(tmp_path / "public.tar"))
+    with pytest.raises(InputError, match="alpha to 0.2|binary_shortcut to true"):
+        make_trainer().fit(module, datamodule=corners)
