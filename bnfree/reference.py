@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 from bnfree.backbones import ReActNet18, ReActNetA
 from bnfree.backbones.residual import Norm, StemKind
 from bnfree.errors import InputError
+from bnfree.state_dicts import read_state_dict
 
 UNIT_18 = {
     "rsign.shift": "move0.bias",
@@ -138,24 +138,7 @@ def load_checkpoint(
 
 def _tensors(source: str | os.PathLike[str] | Mapping[str, Any], given: str) -> tuple[dict[str, Tensor], bool]:
     """The state dict in BNN_NoBN's names, and whether it can only come from liuzechun/ReActNet."""
-    content: Any = source
-    if not isinstance(source, Mapping):
-        if not Path(source).is_file():
-            raise InputError(f"{given} is not a file; give a checkpoint of BNN_NoBN or ReActNet.")
-        try:
-            content = torch.load(source, map_location="cpu", weights_only=True)
-        except Exception as error:
-            # Damaged archives end in many exception types, all of which mean the same to the user.
-            raise InputError(
-                f"{given} cannot be read as a checkpoint: it is damaged or holds more than tensors and numbers "
-                f"({type(error).__name__}); give a complete file from a source you know."
-            ) from error
-    inner = content.get("state_dict", content) if isinstance(content, Mapping) else None
-    if not isinstance(inner, Mapping) or not inner:
-        raise InputError(f"{given} holds no state dict; give a checkpoint of BNN_NoBN or ReActNet.")
-    for key, value in inner.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise InputError(f"{given} holds no state dict, since {key!r} is not a tensor; give a checkpoint.")
+    inner = read_state_dict(source, given)
     names = {key.removeprefix("module."): value for key, value in inner.items()}
     if any(name.endswith(MARK_AB) for name in names):
         raise InputError(

@@ -206,9 +206,8 @@ class ImageDataModule(LightningDataModule):
         return self._parts.get(name)
 
     def _required_part(self, name: str, stage: str) -> Part:
-        part = self._part(name, stage)
-        assert part is not None  # setup of its stage has made it or raised
-        return part
+        # The setup of its stage has made it or raised.
+        return cast(Part, self._part(name, stage))
 
     def _loader(
         self,

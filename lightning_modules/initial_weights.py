@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from bnfree.backbones import ReActNet18
 from bnfree.backbones.residual import Variant
 from bnfree.errors import InputError
 from bnfree.reference import is_public_checkpoint, load_checkpoint
+from bnfree.state_dicts import read_state_dict
 
 
 def load_initial_weights(backbone: nn.Module, path: str | Path) -> None:
@@ -44,19 +43,7 @@ def load_initial_weights(backbone: nn.Module, path: str | Path) -> None:
 
 
 def _read_weights(path: Path, backbone: nn.Module) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise InputError(f"init_from={str(path)!r} is not a file; give a checkpoint to start from.")
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # Damaged archives end in many exception types, all of which mean the same to the user.
-        raise InputError(
-            f"init_from={str(path)!r} cannot be read as a checkpoint: it is damaged or holds more than tensors "
-            f"({type(error).__name__}); give a complete checkpoint file."
-        ) from error
-    weights = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(weights, dict) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
-        raise InputError(f"init_from={str(path)!r} holds no state dict; give a checkpoint or a network's state dict.")
+    weights = read_state_dict(path, f"init_from={str(path)!r}")
     if is_public_checkpoint(weights):
         return _public_weights(weights, str(path), backbone)
     weights = {key.replace("_orig_mod.", ""): value for key, value in weights.items()}

@@ -1,0 +1,45 @@
+"""Reading weights from files without running anything in them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnfree.errors import InputError
+
+
+def read_state_dict(source: str | os.PathLike[str] | Mapping[str, Any], given: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, by name.
+
+    Args:
+        source: checkpoint file, opened with `weights_only=True`, or what was read from one: a state dict, or a dict
+            with one under `state_dict`.
+        given: how the user gave it, e.g. "init_from='a.ckpt'": the subject of the messages.
+
+    Raises:
+        InputError: no such file, damaged, more than tensors and plain values in it, or no state dict.
+    """
+    content: Any = source
+    if not isinstance(source, Mapping):
+        if not Path(source).is_file():
+            raise InputError(f"{given} is not a file; give a checkpoint.")
+        try:
+            content = torch.load(source, map_location="cpu", weights_only=True)
+        except Exception as error:
+            # Damaged archives end in many exception types, all of which mean the same to the user.
+            raise InputError(
+                f"{given} cannot be read as a checkpoint: it is damaged or holds more than tensors and numbers "
+                f"({type(error).__name__}); give a complete file from a source you know."
+            ) from error
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping) or not state:
+        raise InputError(f"{given} holds no state dict; give a checkpoint or a network's state dict.")
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise InputError(f"{given} holds no state dict, since {key!r} is not a tensor; give a checkpoint.")
+    return dict(state)
