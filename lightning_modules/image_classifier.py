@@ -21,6 +21,12 @@ from torchmetrics.classification import MulticlassAccuracy
 from bnfree.calibration import calibrate
 from bnfree.errors import InputError
 from lightning_modules.initial_weights import load_initial_weights
+from lightning_modules.learning_rate_scaling import (
+    LearningRateScaling,
+    check_scaling,
+    resume_learning_rates,
+    scale_learning_rates,
+)
 from lightning_modules.linear_decay import LinearDecay
 from lightning_modules.parameter_groups import WeightDecayOn, parameter_groups
 
@@ -49,6 +55,12 @@ class ImageClassifier(LightningModule):
         calibration: what is measured on training images before the first step: `full`: beta, the shifts of RSign and
             RPReLU, and the gains; `beta_and_shift`: beta and the shifts of RSign; `none`: nothing, the analytic beta.
         calibration_images: number of training images to calibrate on.
+        learning_rate_scaling: the optimizer's learning rate is that for `base_batch_size`; `linear` (for SGD) and
+            `square_root` (for Adam) multiply it by (batch / base_batch_size)^1 or ^0.5, where batch is the data's
+            batch size x processes x accumulated batches; `none`: used as it is.
+        base_batch_size: images of one optimizer step for which the learning rate is meant.
+        rescale_on_resume: a run that goes on from a checkpoint keeps the factor of the checkpoint; true: takes that of
+            its own batch size, if it runs on another number of processes, say.
 
     Raises:
         InputError: a value out of range; at the start of a run also a backbone that does not fit the data.
@@ -65,6 +77,9 @@ class ImageClassifier(LightningModule):
         init_from: str | None = None,
         calibration: Literal["full", "beta_and_shift", "none"] = "full",
         calibration_images: int = 256,
+        learning_rate_scaling: LearningRateScaling = "none",
+        base_batch_size: int = 256,
+        rescale_on_resume: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
@@ -77,6 +92,7 @@ class ImageClassifier(LightningModule):
             raise InputError(
                 f"calibration_images={calibration_images} must be at least 1; calibration none needs none."
             )
+        check_scaling(learning_rate_scaling, base_batch_size)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Attribute '.*' is an instance of `nn.Module`")
             self.save_hyperparameters(logger=False)
@@ -90,6 +106,8 @@ class ImageClassifier(LightningModule):
         self.label_smoothing, self.weight_decay_on = label_smoothing, weight_decay_on
         self.init_from = init_from
         self.calibration, self.calibration_images = calibration, calibration_images
+        self.learning_rate_scaling, self.base_batch_size = learning_rate_scaling, base_batch_size
+        self.rescale_on_resume = rescale_on_resume
         parameter_groups(backbone, weight_decay_on)
         num_classes = self._num_classes()
         # Means over images, also where processes have batches of different size.
@@ -130,7 +148,8 @@ class ImageClassifier(LightningModule):
             load_initial_weights(self.backbone, self.init_from)
 
     def on_train_start(self) -> None:
-        """Calibrates a fresh BN-free backbone."""
+        """Calibrates a fresh BN-free backbone; settles the learning rate of a resumed run."""
+        resume_learning_rates(self.trainer, self.learning_rate_scaling, self.base_batch_size, self.rescale_on_resume)
         wanted = getattr(self.backbone, "wants_calibration", False) and self.init_from is None
         if not wanted or self.calibration == "none" or self.trainer.global_step > 0:
             return
@@ -159,11 +178,18 @@ class ImageClassifier(LightningModule):
                     break
         return torch.cat(images)[: self.calibration_images]
 
+    def training_loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        """What is minimised, of shape (): cross-entropy of logits (N, num_classes) of images (N, C, H, W).
+
+        The one method to override for another loss; metrics and evaluation stay as they are.
+        """
+        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Cross-entropy of a batch of images (N, C, H, W) and labels (N,)."""
+        """The training loss of a batch of images (N, C, H, W) and labels (N,)."""
         images, labels = batch
         logits = self(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        loss = self.training_loss(images, logits, labels)
         self.log("loss", loss, on_step=True, on_epoch=False, prog_bar=True, logger=False)
         self._log_metrics("train", loss.detach(), logits.detach(), labels)
         return loss
@@ -200,6 +226,7 @@ class ImageClassifier(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer on its parameter groups, and the schedule over the length of the whole run."""
         optimizer = self.optimizer(parameter_groups(self.backbone, self.weight_decay_on))
+        scale_learning_rates(optimizer, self.trainer, self.learning_rate_scaling, self.base_batch_size)
         total = self.trainer.estimated_stepping_batches if self.interval == "step" else self.trainer.max_epochs
         if total is None or total == float("inf") or total < 1:
             raise InputError(

@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from bnfree.errors import InputError
+from lightning_modules.learning_rate_scaling import multiply_learning_rates
 
 
 class ChangedSettings(Callback):
@@ -30,14 +31,7 @@ class ChangedSettings(Callback):
         for name, (old, new) in self.optimizer.items():
             groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
             if name == "lr" and old:
-                for group in groups:
-                    for key in {"lr", "initial_lr"} & set(group):
-                        group[key] *= new / old
-                for scheduler in schedulers:
-                    for attribute in ("base_lrs", "_last_lr"):
-                        rates = getattr(scheduler, attribute, None)
-                        if rates is not None:
-                            setattr(scheduler, attribute, [rate * new / old for rate in rates])
+                multiply_learning_rates(trainer.optimizers, schedulers, new / old)
             else:
                 for group in groups:
                     if _same(group.get(name), old):
