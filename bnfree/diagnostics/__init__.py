@@ -1,15 +1,21 @@
-"""What the checks measure: standardised weights, and the signal in front of every binary convolution."""
+"""What the checks measure: standardised weights, their signs, and the signal in front of every binary convolution."""
 
 from bnfree.diagnostics.figures import plot_signals, render
 from bnfree.diagnostics.signals import UnitSignal, measure_signals
+from bnfree.diagnostics.signs import binary_layers, count_flips, pack_signs, unpack_signs, weight_signs
 from bnfree.diagnostics.weights import WeightStatistics, standardized_layers, weight_statistics
 
 __all__ = [
     "UnitSignal",
     "WeightStatistics",
+    "binary_layers",
+    "count_flips",
     "measure_signals",
+    "pack_signs",
     "plot_signals",
     "render",
     "standardized_layers",
+    "unpack_signs",
+    "weight_signs",
     "weight_statistics",
 ]
