@@ -5,12 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bnfree.errors import InputError
 from datamodules.augmentation import random_resized_crop_box
+from datamodules.decoding import decode_image
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 
@@ -80,26 +81,22 @@ def read_image(path: str | os.PathLike[str], size: int, resize: int, random: Ran
     Raises:
         InputError: the file cannot be read or decoded.
     """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} cannot be decoded as an image ({error}): replace or remove it.") from error
-    width, height = image.size
+    image = decode_image(path)
+    height, width = image.shape[1:]
     if random is not None:
-        box = random_resized_crop_box(height, width, random)
-        image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
-    else:
-        if min(width, height) != resize:
-            shorter = min(width, height)
-            width, height = (max(resize, int(side * resize / shorter)) for side in (width, height))
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
-        if (width, height) != (size, size):
-            left, top = round((width - size) / 2), round((height - size) / 2)
-            image = image.crop((left, top, left + size, top + size))
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        left, top, right, bottom = random_resized_crop_box(height, width, random)
+        return _resize(image[:, top:bottom, left:right], size, size).contiguous()
+    if min(width, height) != resize:
+        shorter = min(width, height)
+        width, height = (max(resize, int(side * resize / shorter)) for side in (width, height))
+        image = _resize(image, height, width)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return image[:, top : top + size, left : left + size].contiguous()
+
+
+def _resize(image: Tensor, height: int, width: int) -> Tensor:
+    """Pillow's antialiased bilinear filter; on 8-bit images within one grey level of Pillow, and faster."""
+    return F.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
 
 
 def read_images(root: Path, paths: list[str], size: int) -> Tensor:

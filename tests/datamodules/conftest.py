@@ -54,13 +54,15 @@ def on_rank() -> Callable[[ImageDataModule, int, int], ImageDataModule]:
 
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Callable[..., Path]:
-    """Writes class folders of PNG images and returns the data folder."""
+    """Writes class folders of images and returns the data folder."""
 
-    def write(parts: dict[str, int], classes: tuple[str, ...] = ("cat", "dog", "eel"), size=(20, 28)) -> Path:
+    def write(
+        parts: dict[str, int], classes: tuple[str, ...] = ("cat", "dog", "eel"), size=(20, 28), kind: str = "png"
+    ) -> Path:
         for part, count in parts.items():
             for label, name in enumerate(classes):
                 for i in range(count):
-                    write_image(tmp_path / part / name / f"{i:03d}.png", *size, seed=1000 * label + i)
+                    write_image(tmp_path / part / name / f"{i:03d}.{kind}", *size, seed=1000 * label + i)
         return tmp_path
 
     return write

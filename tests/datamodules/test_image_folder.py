@@ -4,12 +4,13 @@ import random
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision import transforms
 
 from bnfree.errors import InputError
 from datamodules import ImageFolderDataModule
-from datamodules.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalize
+from datamodules.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalize, random_resized_crop_box
+from datamodules.randomness import random_for
 
 
 def module(folder, **arguments) -> ImageFolderDataModule:
@@ -28,15 +29,23 @@ def test_classes_and_shape_are_known_before_setup(image_folder):
     assert (data.num_classes, data.image_shape, data.class_names) == (3, (3, 16, 16), ["cat", "dog", "eel"])
 
 
-@pytest.mark.parametrize(("height", "width"), [(20, 28), (28, 20), (16, 16), (7, 90)])
-def test_evaluation_equals_torchvisions_resize_and_central_crop(image_folder, height, width):
-    folder = image_folder({"train": 3, "test": 2}, size=(height, width))
+def assert_same_up_to_a_grey_level(images, files, *steps):
+    """Images against Pillow's decoder and filter, whose weights are rounded to another precision."""
+    pipeline = transforms.Compose([*steps, transforms.PILToTensor()])
+    expected = torch.stack([pipeline(Image.open(file)) for file in files])
+    grey_level = 1 / 255 / torch.tensor(IMAGENET_STD).view(1, 3, 1, 1)
+    assert ((images - normalize(expected, IMAGENET_MEAN, IMAGENET_STD)).abs() < 1.01 * grey_level).all()
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+@pytest.mark.parametrize(("height", "width"), [(20, 28), (28, 20), (18, 18), (7, 90)])
+def test_evaluation_equals_torchvisions_resize_and_central_crop(image_folder, height, width, kind):
+    folder = image_folder({"train": 3, "test": 2}, size=(height, width), kind=kind)
     data = module(folder)
     images = torch.cat([images for images, _ in epoch_of(data, data.test_dataloader())])
-    reference = transforms.Compose([transforms.Resize(18), transforms.CenterCrop(16), transforms.PILToTensor()])
-    files = sorted(folder.glob("test/*/*.png"))
-    expected = torch.stack([reference(Image.open(file)) for file in files])
-    assert torch.equal(images, normalize(expected, IMAGENET_MEAN, IMAGENET_STD))
+    files = sorted(folder.glob(f"test/*/*.{kind}"))
+    # 18 is 16 * 256 / 224, rounded.
+    assert_same_up_to_a_grey_level(images, files, transforms.Resize(18), transforms.CenterCrop(16))
     assert data.predict_image_names == [file.relative_to(folder).as_posix() for file in files]
 
 
@@ -44,10 +53,28 @@ def test_in_memory_evaluation_resizes_to_the_image_size(image_folder):
     folder = image_folder({"train": 3, "test": 2})
     data = module(folder, in_memory=True)
     images = torch.cat([images for images, _ in epoch_of(data, data.test_dataloader())])
-    reference = transforms.Compose([transforms.Resize(16), transforms.CenterCrop(16), transforms.PILToTensor()])
-    expected = torch.stack([reference(Image.open(file)) for file in sorted(folder.glob("test/*/*.png"))])
-    assert torch.equal(images, normalize(expected, IMAGENET_MEAN, IMAGENET_STD))
+    files = sorted(folder.glob("test/*/*.png"))
+    assert_same_up_to_a_grey_level(images, files, transforms.Resize(16), transforms.CenterCrop(16))
     assert data.predict_image_names[0] == "test/cat/000.png"
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_training_equals_torchvisions_crop_and_resize_at_the_drawn_box(image_folder, kind):
+    folder = image_folder({"train": 4}, size=(60, 80), kind=kind)
+    data = module(folder, lighting=0, val_split=0, batch_size=12)
+    loader = data.train_dataloader()
+    ((images, labels),) = epoch_of(data, loader, 5)
+    (positions,) = loader.sampler
+    files = sorted(folder.glob(f"train/*/*.{kind}"))
+    for image, label, position in zip(images, labels, positions.tolist(), strict=True):
+        index = int(data._parts["train"].indices[position])
+        draws = random_for(0, 5, index)
+        left, top, right, bottom = random_resized_crop_box(60, 80, draws)
+        size = [(bottom - top), (right - left)]
+        steps = [lambda i, t=top, x=left, s=size: transforms.functional.resized_crop(i, t, x, *s, [16, 16])]
+        steps += [ImageOps.mirror] if draws.random() < 0.5 else []
+        assert_same_up_to_a_grey_level(image[None], [files[index]], *steps)
+        assert data.class_names[int(label)] == files[index].parent.name
 
 
 @pytest.mark.parametrize("in_memory", [False, True])
