@@ -13,6 +13,28 @@ from torch import Tensor
 from bnfree.errors import InputError
 
 
+def read_checkpoint_file(path: str | os.PathLike[str], given: str) -> Any:
+    """What a checkpoint file holds, tensors on the CPU.
+
+    Args:
+        path: checkpoint file, opened with `weights_only=True`.
+        given: how the user gave it, e.g. "init_from='a.ckpt'": the subject of the messages.
+
+    Raises:
+        InputError: no such file, damaged, or more than tensors and plain values in it.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{given} is not a file; give a checkpoint.")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # Damaged archives end in many exception types, all of which mean the same to the user.
+        raise InputError(
+            f"{given} cannot be read as a checkpoint: it is damaged or holds more than tensors and numbers "
+            f"({type(error).__name__}); give a complete file from a source you know."
+        ) from error
+
+
 def read_state_dict(source: str | os.PathLike[str] | Mapping[str, Any], given: str) -> dict[str, Tensor]:
     """The tensors of a checkpoint, by name.
 
@@ -24,18 +46,7 @@ def read_state_dict(source: str | os.PathLike[str] | Mapping[str, Any], given: s
     Raises:
         InputError: no such file, damaged, more than tensors and plain values in it, or no state dict.
     """
-    content: Any = source
-    if not isinstance(source, Mapping):
-        if not Path(source).is_file():
-            raise InputError(f"{given} is not a file; give a checkpoint.")
-        try:
-            content = torch.load(source, map_location="cpu", weights_only=True)
-        except Exception as error:
-            # Damaged archives end in many exception types, all of which mean the same to the user.
-            raise InputError(
-                f"{given} cannot be read as a checkpoint: it is damaged or holds more than tensors and numbers "
-                f"({type(error).__name__}); give a complete file from a source you know."
-            ) from error
+    content: Any = source if isinstance(source, Mapping) else read_checkpoint_file(source, given)
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not state:
         raise InputError(f"{given} holds no state dict; give a checkpoint or a network's state dict.")

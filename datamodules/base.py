@@ -1,6 +1,7 @@
 """The base of all data modules: splits, loaders, and what happens to a batch on its device."""
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -183,6 +184,24 @@ class ImageDataModule(LightningDataModule):
         if n > len(part.indices):
             raise InputError(f"n={n} calibration images are more than the {len(part.indices)} images of training.")
         return normalize(part.source.images(part.indices[:n]), self.mean, self.std)
+
+    def validation_batches(self, n: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """At most `n` validation images, evenly spread over the part, beside all loaders and always the same.
+
+        Args:
+            n: Number of images.
+
+        Yields:
+            Images (B, C, H, W), float32, normalised, and labels (B,), int64, on the CPU; nothing without a validation
+            part.
+        """
+        part = self._part("val", "fit")
+        size = len(part.indices) if part is not None else 0
+        count = min(n, size)
+        for places in (torch.arange(count) * size // max(count, 1)).split(self.batch_size):
+            indices = cast(Part, part).indices[places]
+            source = cast(Part, part).source
+            yield normalize(source.images(indices), self.mean, self.std), source.labels[indices]
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Crop, flip and normalise on the batch's device; anything but a `RawBatch` passes untouched."""

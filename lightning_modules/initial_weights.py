@@ -11,23 +11,27 @@ from bnfree.backbones.residual import Variant
 from bnfree.errors import InputError
 from bnfree.reference import is_public_checkpoint, load_checkpoint
 from bnfree.state_dicts import read_state_dict
+from lightning_modules.torchvision_network import TorchvisionNetwork
 
 
-def load_initial_weights(backbone: nn.Module, path: str | Path) -> None:
+def load_initial_weights(backbone: nn.Module, path: str | Path, argument: str = "init_from") -> None:
     """Loads the weights of a checkpoint into `backbone`, strictly.
 
     Reads checkpoints written by this project's modules (the weights under `backbone.`), a plain state dict of the
-    backbone, and checkpoints of the public BNN_NoBN and ReActNet code. Beta and masks come along, since they are part
-    of the state dict; optimizer, epoch and learning rate do not.
+    backbone (of a `TorchvisionNetwork`: also one of torchvision's model), and checkpoints of the public BNN_NoBN and
+    ReActNet code. Beta and masks come along, since they are part of the state dict; optimizer, epoch and learning rate
+    do not.
 
     Args:
         backbone: the network to fill; it keeps its weights when anything fails.
         path: checkpoint file, opened with `weights_only=True`.
+        argument: what the messages call the file.
 
     Raises:
         InputError: no such file, not a checkpoint, or weights of another architecture.
     """
-    weights = _read_weights(Path(path), backbone)
+    given = f"{argument}={str(path)!r}"
+    weights = _read_weights(Path(path), backbone, given)
     current = backbone.state_dict()
     optional = {key for key in set(weights) - set(current) if key.endswith(".mask")}
     missing, unexpected = sorted(set(current) - set(weights)), sorted(set(weights) - set(current) - optional)
@@ -36,23 +40,25 @@ def load_initial_weights(backbone: nn.Module, path: str | Path) -> None:
         if keys:
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
             raise InputError(
-                f"init_from={str(path)!r} does not fit {type(backbone).__name__}: it {problem} {keys[0]!r}{more}; "
+                f"{given} does not fit {type(backbone).__name__}: it {problem} {keys[0]!r}{more}; "
                 "give a checkpoint of the same architecture, normalisation, width, stem and number of classes."
             )
     backbone.load_state_dict(weights, strict=True)
 
 
-def _read_weights(path: Path, backbone: nn.Module) -> dict[str, Tensor]:
-    weights = read_state_dict(path, f"init_from={str(path)!r}")
+def _read_weights(path: Path, backbone: nn.Module, given: str) -> dict[str, Tensor]:
+    weights = read_state_dict(path, given)
     if is_public_checkpoint(weights):
-        return _public_weights(weights, str(path), backbone)
+        return _public_weights(weights, given, backbone)
     weights = {key.replace("_orig_mod.", ""): value for key, value in weights.items()}
     if any(key.startswith("backbone.") for key in weights):
         return {key.removeprefix("backbone."): v for key, v in weights.items() if key.startswith("backbone.")}
+    if isinstance(backbone, TorchvisionNetwork) and not any(key.startswith("network.") for key in weights):
+        return {f"network.{key}": value for key, value in weights.items()}
     return weights
 
 
-def _public_weights(weights: dict[str, Tensor], path: str, backbone: nn.Module) -> dict[str, Tensor]:
+def _public_weights(weights: dict[str, Tensor], given: str, backbone: nn.Module) -> dict[str, Tensor]:
     variant = getattr(backbone, "variant", None)
     public = load_checkpoint(weights, binary_weights=variant is None or variant.binary_weights)
     if isinstance(variant, Variant) and variant.norm == public.variant.norm:
@@ -63,7 +69,7 @@ def _public_weights(weights: dict[str, Tensor], path: str, backbone: nn.Module) 
             ours, theirs = getattr(variant, option), getattr(public.variant, option)
             if ours != theirs:
                 raise InputError(
-                    f"backbone.{option}={ours} does not fit init_from={path!r}, a network of the public code with "
+                    f"backbone.{option}={ours} does not fit {given}, a network of the public code with "
                     f"{option}={theirs}: set model.init_args.backbone.init_args.{option} to {str(theirs).lower()}."
                 )
     return dict(public.state_dict())

@@ -29,6 +29,7 @@ KINDS: dict[str, type] = {
     "optimizer": Optimizer,
     "lr_scheduler": LRScheduler,
     "backbone": nn.Module,
+    "network": nn.Module,
     "strategy": Strategy,
     "profiler": Profiler,
 }
