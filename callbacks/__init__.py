@@ -9,14 +9,22 @@ if TYPE_CHECKING:
     from callbacks.adaptive_gradient_clipping import AdaptiveGradientClipping
     from callbacks.prediction_writer import PredictionWriter
     from callbacks.signal_propagation import SignalPropagation
+    from callbacks.weight_dynamics import WeightDynamics
     from callbacks.weight_standardization_check import WeightStandardizationCheck
 
-__all__ = ["AdaptiveGradientClipping", "PredictionWriter", "SignalPropagation", "WeightStandardizationCheck"]
+__all__ = [
+    "AdaptiveGradientClipping",
+    "PredictionWriter",
+    "SignalPropagation",
+    "WeightDynamics",
+    "WeightStandardizationCheck",
+]
 
 _MODULES = {
     "AdaptiveGradientClipping": "callbacks.adaptive_gradient_clipping",
     "PredictionWriter": "callbacks.prediction_writer",
     "SignalPropagation": "callbacks.signal_propagation",
+    "WeightDynamics": "callbacks.weight_dynamics",
     "WeightStandardizationCheck": "callbacks.weight_standardization_check",
 }
 
