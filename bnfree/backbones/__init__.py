@@ -1,6 +1,7 @@
-"""Networks of binary convolutions, each in three normalisations: BN-free, batch norm, none."""
+"""Networks without batch normalisation: of binary convolutions, with their twins, and a real-valued teacher."""
 
+from bnfree.backbones.nf_resnet18 import NFResNet18
 from bnfree.backbones.reactnet18 import ReActNet18
 from bnfree.backbones.reactnet_a import ReActNetA
 
-__all__ = ["ReActNet18", "ReActNetA"]
+__all__ = ["NFResNet18", "ReActNet18", "ReActNetA"]

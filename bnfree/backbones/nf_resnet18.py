@@ -1,0 +1,138 @@
+"""NF-ResNet-18: the real-valued residual network without batch normalisation.
+
+Sources: Brock et al., "Characterizing signal propagation to close the performance gap in unnormalized ResNets" (ICLR
+2021, arXiv 2101.08692) for scaled weight standardisation, alpha, beta and the scaled ReLU; Brock et al., ICML 2021
+(arXiv 2102.06171) for the recipe with adaptive gradient clipping; De and Smith (arXiv 2002.10444) for SkipInit; He et
+al. (arXiv 1603.05027) for pre-activation and the layout of ResNet-18.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from bnfree.backbones.residual import StemKind
+from bnfree.backbones.variance import normalizer_free_betas
+from bnfree.convolution import BinaryConv2d
+from bnfree.errors import InputError
+
+BLOCKS_PER_STAGE = 2
+# 1 / standard deviation of relu(x) for a standard normal x, as the paper has it; the 1.71396 of the public code is an
+# estimate of it.
+RELU_GAMMA = math.sqrt(2 / (1 - 1 / math.pi))
+
+
+class ScaledReLU(nn.Module):
+    """gamma * relu(x + shift), of variance 1 for a standard normal x, with a learned shift per channel, initially 0.
+
+    The shift stands for the bias that the sources give to each convolution, before an activation it is the same.
+
+    Shape: (N, C, H, W) to the same; `shift` (C,).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Activations of `x` (N, C, H, W)."""
+        return torch.relu(x + self.shift.view(1, -1, 1, 1)) * RELU_GAMMA
+
+
+class NormalizerFreeBlock(nn.Module):
+    """A pre-activation block: shortcut + alpha * skip_gain * f(beta * x).
+
+    The branch f is scaled ReLU, 3x3 convolution, scaled ReLU, 3x3 convolution, its weights standardised. In a
+    transition the shortcut is a 1x1 convolution of stride 2 on the first activation, so that its variance is 1 again.
+
+    Args:
+        in_channels: input channels.
+        out_channels: output channels; with stride 1 the same number.
+        stride: 1 or 2.
+        beta: 1 / standard deviation of the input, as predicted.
+        alpha: standard deviation that the branch adds.
+
+    Shape: (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride)). `skip_gain` has shape () and
+    starts at 0 (SkipInit), where the block is its shortcut.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, beta: float, alpha: float) -> None:
+        super().__init__()
+        self.alpha, self.beta = alpha, beta
+        self.activation1 = ScaledReLU(in_channels)
+        self.convolution1 = _convolution(in_channels, out_channels, 3, stride)
+        self.activation2 = ScaledReLU(out_channels)
+        self.convolution2 = _convolution(out_channels, out_channels, 3)
+        self.projection = _convolution(in_channels, out_channels, 1, stride) if stride > 1 else None
+        self.skip_gain = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The block's output for trunk `x` (N, in_channels, H, W)."""
+        active = self.activation1(self.beta * x)
+        branch = self.convolution2(self.activation2(self.convolution1(active)))
+        shortcut = x if self.projection is None else self.projection(active)
+        return shortcut + self.alpha * self.skip_gain * branch
+
+    def extra_repr(self) -> str:
+        """What `print` shows of the layer."""
+        return f"alpha={self.alpha:g}, beta={self.beta:.4g}"
+
+
+class NFResNet18(nn.Module):
+    """NF-ResNet-18 for images of any size, real-valued: a teacher without batch normalisation.
+
+    Its weights are standardised as in the binary networks, alpha and beta follow the analytic rule (which holds here,
+    so there is nothing to calibrate), and no output depends on the batch. Meant to be trained with
+    `AdaptiveGradientClipping`.
+
+    Args:
+        num_classes: number of classes.
+        stem: `cifar` (3x3, stride 1, for small images) or `imagenet` (7x7, stride 2, max pooling).
+        alpha: standard deviation that each block adds to the trunk; 0.2 as published.
+        width: channels of the first stage; the later ones have 2, 4 and 8 times as many.
+        in_channels: channels of the images.
+
+    Raises:
+        InputError: an argument out of range or an unknown choice.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        stem: StemKind = "cifar",
+        alpha: float = 0.2,
+        width: int = 64,
+        in_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        for name, value in {"num_classes": num_classes, "width": width, "in_channels": in_channels}.items():
+            if value < 1:
+                raise InputError(f"{name}={value} must be at least 1.")
+        if stem not in ("cifar", "imagenet"):
+            raise InputError(f"stem={stem!r} is not known; choose 'cifar' or 'imagenet'.")
+        if not alpha > 0:
+            raise InputError(f"alpha={alpha} must be greater than 0.")
+        self.num_classes, self.in_channels = num_classes, in_channels
+        self.stem = nn.Sequential(_convolution(in_channels, width, 3))
+        if stem == "imagenet":
+            self.stem = nn.Sequential(_convolution(in_channels, width, 7, 2), nn.MaxPool2d(3, stride=2, padding=1))
+        transitions = [stage > 0 and block == 0 for stage in range(4) for block in range(BLOCKS_PER_STAGE)]
+        blocks, channels = [], width
+        for transition, beta in zip(transitions, normalizer_free_betas(transitions, alpha), strict=True):
+            out_channels = 2 * channels if transition else channels
+            blocks.append(NormalizerFreeBlock(channels, out_channels, 2 if transition else 1, beta, alpha))
+            channels = out_channels
+        self.body = nn.Sequential(*blocks)
+        self.activation = ScaledReLU(channels)
+        self.classifier = nn.Linear(channels, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, num_classes) of images (N, in_channels, H, W)."""
+        return self.classifier(self.activation(self.body(self.stem(images))).mean((2, 3)))
+
+
+def _convolution(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> BinaryConv2d:
+    padding = (kernel_size - 1) // 2
+    return BinaryConv2d(in_channels, out_channels, kernel_size, stride, padding, binary_weights=False)
