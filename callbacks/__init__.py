@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from callbacks.adaptive_gradient_clipping import AdaptiveGradientClipping
+    from callbacks.channels_last import ChannelsLast
+    from callbacks.compiled_backbone import CompiledBackbone
     from callbacks.prediction_writer import PredictionWriter
     from callbacks.signal_propagation import SignalPropagation
     from callbacks.weight_dynamics import WeightDynamics
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AdaptiveGradientClipping",
+    "ChannelsLast",
+    "CompiledBackbone",
     "PredictionWriter",
     "SignalPropagation",
     "WeightDynamics",
@@ -22,6 +26,8 @@ __all__ = [
 
 _MODULES = {
     "AdaptiveGradientClipping": "callbacks.adaptive_gradient_clipping",
+    "ChannelsLast": "callbacks.channels_last",
+    "CompiledBackbone": "callbacks.compiled_backbone",
     "PredictionWriter": "callbacks.prediction_writer",
     "SignalPropagation": "callbacks.signal_propagation",
     "WeightDynamics": "callbacks.weight_dynamics",

@@ -26,7 +26,10 @@ SUBCOMMANDS = {
     "fit": Subcommand("train a network", "lightning_modules.command.training"),
     "validate": Subcommand("evaluate a checkpoint on the validation part", "lightning_modules.command.training"),
     "test": Subcommand("evaluate a checkpoint on the test set", "lightning_modules.command.training"),
+    "recipe": Subcommand("train the stages of a recipe, one after the other", "lightning_modules.command.recipe"),
     "predict": Subcommand("write a checkpoint's predictions to a file", "lightning_modules.command.training"),
+    "report": Subcommand("write a table and a figure of runs", "lightning_modules.command.run_reports.command"),
+    "summary": Subcommand("count a network's operations and bits", "lightning_modules.command.summary"),
 }
 
 USAGE = """usage: bnfree SUBCOMMAND [options]

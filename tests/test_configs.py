@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +32,14 @@ OPTIONS = {
     "imagenet_reactnet_a_step1": ["--model.backbone.num_classes=10", "--data.val_split=4", "--data.num_workers=0"],
     "imagenet_reactnet_a_step2": ["--model.backbone.num_classes=10", "--data.val_split=4", "--data.num_workers=0"],
 }
-OVERLAYS = {"batch_norm", "none", "ddp"}
+OVERLAYS = {"batch_norm", "none", "ddp", "compile"}
+# Recipes of several stages, with the options that shorten them.
+RECIPES = {
+    "cifar10_recipe_small": SMALL_FOLDER,
+    "cifar10_recipe": ["--data.val_split=10"],
+    "cifar100_recipe": ["--data.val_split=10"],
+    "imagenet_reactnet_a_recipe": OPTIONS["imagenet_reactnet_a_step1"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -48,18 +56,18 @@ def data_dir(tmp_path_factory):
     return folder
 
 
-def arguments_of(name, run_dir, data_dir):
+def arguments_of(name, run_dir, data_dir, subcommand="fit"):
     """The command in the config's first line, shortened, with real folders in place of the capitals."""
     line = (CONFIGS / f"{name}.yaml").read_text().splitlines()[0]
     words = shlex.split(line.removeprefix("# "))
-    assert words[:2] == ["bnfree", "fit"], line
+    assert words[:2] == ["bnfree", subcommand], line
     assert f"configs/{name}.yaml" in words, line
     words = [w.replace("configs/", f"{CONFIGS}/").replace("=DIR", f"={data_dir}") for w in words[1:]]
     return [*words, *SHORT, f"--run_dir={run_dir}"]
 
 
 def test_every_config_is_known_here():
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(OPTIONS) | OVERLAYS
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(OPTIONS) | OVERLAYS | set(RECIPES)
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIONS if not name.endswith("step2")])
@@ -82,6 +90,34 @@ def test_recipe_trains(name, data_dir, tmp_path, monkeypatch):
     assert after["state_dict"].keys() == checkpoint["state_dict"].keys()
     config = yaml.safe_load((tmp_path / "run2" / "config.yaml").read_text())
     assert config["model"]["init_args"]["backbone"]["init_args"]["binary_weights"] is True
+
+
+@pytest.mark.parametrize(
+    "name", [name if name.endswith("small") else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES]
+)
+@pytest.mark.filterwarnings("ignore")
+def test_recipe_of_stages_trains(name, data_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run"
+    assert main([*arguments_of(name, run, data_dir, "recipe"), *RECIPES[name]]) == 0
+    binary = []
+    for stage in yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["stages"]:
+        assert (run / stage / "finished.yaml").is_file()
+        config = yaml.safe_load((run / stage / "config.yaml").read_text())
+        binary.append(config["model"]["init_args"]["backbone"]["init_args"].get("binary_weights", True))
+    assert binary == [False, True]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_compile_overlay_trains(data_dir, tmp_path, monkeypatch):
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        pytest.skip("torch.compile needs a C++ compiler on the CPU")
+    monkeypatch.chdir(tmp_path)
+    assert main([*arguments_of("compile", tmp_path / "run", data_dir), "--trainer.limit_val_batches=0"]) == 0
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 2
+    assert not any("_orig_mod" in key for key in checkpoint["state_dict"])
 
 
 @pytest.mark.parametrize("norm", ["batch_norm", "none"])

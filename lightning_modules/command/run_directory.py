@@ -116,6 +116,23 @@ def create(directory: Path) -> list[Path]:
     return missing
 
 
+def discard_start(directory: Path) -> None:
+    """Removes what a training has left that was stopped before its first `last.ckpt`, and nothing else.
+
+    Args:
+        directory: a run directory, which may not exist.
+    """
+    names = (
+        "config*.yaml", METRICS, "hparams.yaml", "events.out.tfevents.*",
+        f"{CHECKPOINTS}/best.ckpt", f"{CHECKPOINTS}/.*.ckpt.unfinished",
+    )  # fmt: skip
+    for path in [path for name in names for path in directory.glob(name)]:
+        path.unlink()
+    checkpoints = directory / CHECKPOINTS
+    if checkpoints.is_dir() and not any(checkpoints.iterdir()):
+        checkpoints.rmdir()
+
+
 def remove_if_unused(created: list[Path]) -> None:
     """Removes a run directory in which no training has started.
 

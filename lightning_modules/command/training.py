@@ -14,6 +14,7 @@ import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import bnfree.backbones
@@ -24,6 +25,7 @@ from bnfree.errors import InputError
 from lightning_modules.command import run_directory
 from lightning_modules.command.arguments import complete_arguments, is_local, values_of
 from lightning_modules.command.changed_settings import changed_settings
+from lightning_modules.command.checkpoint_io import AtomicCheckpointIO
 from lightning_modules.command.checkpoints import (
     check_fits,
     check_resumable,
@@ -50,11 +52,14 @@ COMPOSITION = (
 )
 
 
-def run(arguments: Sequence[str]) -> None:
+def run(arguments: Sequence[str]) -> TrainingCLI:
     """Runs one of the four subcommands.
 
     Args:
         arguments: subcommand and options.
+
+    Returns:
+        What has run.
 
     Raises:
         InputError: a mistake in what the user gave.
@@ -64,7 +69,7 @@ def run(arguments: Sequence[str]) -> None:
     if str(Path.cwd()) not in sys.path and "" not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        TrainingCLI(arguments)
+        return TrainingCLI(arguments)
     except MisconfigurationException as error:
         raise InputError(str(error)) from error
     except RuntimeError as error:
@@ -91,6 +96,7 @@ class TrainingCLI(LightningCLI):
         self.changes: Callback | None = None
         self.run_directory: Path | None = None
         self.created: list[Path] = []
+        self.test_results: dict[str, float] = {}
         description = {"description": COMPOSITION}
         super().__init__(
             save_config_callback=None,
@@ -197,6 +203,8 @@ class TrainingCLI(LightningCLI):
         except (ValueError, TypeError) as error:
             # A Trainer option of the right type and a wrong value, such as an accelerator that does not exist.
             raise InputError(explain_trainer_error(error)) from error
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if self.run_directory is not None:
             self.created = run_directory.create(self.run_directory)
         return trainer
@@ -233,5 +241,6 @@ class TrainingCLI(LightningCLI):
         if not self.config[self.subcommand].test_after_fit:
             return
         results = self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best_path or None, verbose=False)
-        for name, value in (results or [{}])[0].items():
+        self.test_results = dict((results or [{}])[0])
+        for name, value in self.test_results.items():
             say(f"{name}: {value:.4f} ({'best checkpoint' if best_path else 'last weights'})")
