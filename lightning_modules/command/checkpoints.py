@@ -116,7 +116,24 @@ def check_fits(model: LightningModule, checkpoint: dict[str, Any], path: str) ->
         return
     if type(model).configure_model is not LightningModule.configure_model:
         return
-    current, weights = model.state_dict(), checkpoint["state_dict"]
+    check_weights(model.state_dict(), checkpoint["state_dict"], _described(model), checkpoint, path)
+
+
+def check_weights(
+    current: dict[str, Any], weights: dict[str, Any], name: str, checkpoint: dict[str, Any], path: str
+) -> None:
+    """Compares names and shapes of weights with those of a model.
+
+    Args:
+        current: state dict of the model.
+        weights: state dict to be loaded.
+        name: what the model is, for the message.
+        checkpoint: where the weights are from.
+        path: its file.
+
+    Raises:
+        InputError: they differ.
+    """
     # A pruned network's masks load into a freshly built one.
     missing = sorted(key for key in set(current) - set(weights) if not key.endswith(".mask"))
     unexpected = sorted(key for key in set(weights) - set(current) if not key.endswith(".mask"))
@@ -128,7 +145,7 @@ def check_fits(model: LightningModule, checkpoint: dict[str, Any], path: str) ->
         problems.append(f"has {_some(reshaped)} with shape {shapes}")
     if problems:
         raise InputError(
-            f"ckpt_path={path!r}, written by {_written_by(checkpoint)}, does not fit {_described(model)}: it "
+            f"ckpt_path={path!r}, written by {_written_by(checkpoint)}, does not fit {name}: it "
             f"{' and '.join(problems)}; leave out what you changed in the model, or give a checkpoint of this model."
         )
 
