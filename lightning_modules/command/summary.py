@@ -62,9 +62,10 @@ def run(arguments: Sequence[str]) -> None:
     if config.json:
         print(json.dumps(_as_dict(cost, name, config.ckpt_path), indent=2))
         return
-    weights = f", weights of {config.ckpt_path}" if config.ckpt_path is not None else ""
-    print(f"{name}, images {'x'.join(map(str, cost.image_shape))}{weights} ({LEGEND})\n")
-    print(f"{cost_table(cost)}\n\n{cost_totals(cost)}")
+    print(f"{name}, images {'x'.join(map(str, cost.image_shape))} ({LEGEND})")
+    if config.ckpt_path is not None:
+        print(f"Weights of {config.ckpt_path}")
+    print(f"\n{cost_table(cost)}\n\n{cost_totals(cost)}")
 
 
 def _source_as_options(arguments: Sequence[str]) -> list[str]:
