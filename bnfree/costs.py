@@ -1,7 +1,7 @@
 """What a network costs: operations, density and stored bits of each layer.
 
 Sources: Bi-Real Net (ECCV 2018) and ReActNet (Liu et al., ECCV 2020) for OPs = BOPs / 64 + FLOPs; the counts that the
-tests reproduce are ReActNet's and those of the public code of "BNN - BN = ?" (arXiv 2104.08215).
+tests reproduce are ReActNet's and recounts of the public code of "BNN - BN = ?" (arXiv 2104.08215).
 
 Operations. One multiply-accumulate is one operation, and only convolutions and linear layers have any. Not counted, as
 in the papers: batch norm, RSign, RPReLU, biases, scales and gains, alpha and beta, pooling, additions of shortcuts, the
@@ -9,9 +9,9 @@ standardisation of weights (constants after training), and matrix products outsi
 
 BOPs are the operations of layers with binary weights, FLOPs those of all others. In step 1 the activations are binary
 and the weights real, so that everything is FLOPs. The public BN-free ReActNet-18 binarises the weights of its 1x1
-shortcuts, whose input is real, and its published count takes them for BOPs; so does this one, and says how many
-(`bops_on_real_input`): a device without multiplications of real activations by +-1 pays them as FLOPs. Pruned weights
-are counted like the others, since the papers' networks are dense; the density says what could be skipped.
+shortcuts, whose input is real: they are BOPs here (1.45e8 OPs in all), and `bops_on_real_input` says how many, since a
+device that cannot add real activations with signs pays them as FLOPs. Pruned weights are counted like the others, as
+the papers' networks are dense; the density says what could be skipped.
 
 Storage. The bits of a deployed network, without what its file format adds:
 

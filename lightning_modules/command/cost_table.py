@@ -34,8 +34,8 @@ def cost_totals(cost: NetworkCost) -> str:
     if cost.bops_on_real_input:
         strict = (cost.bops - cost.bops_on_real_input) / 64 + cost.flops + cost.bops_on_real_input
         lines += [
-            f"            {power(cost.bops_on_real_input)} of the BOPs have a real input (W1A32), as in the published "
-            f"counts; as FLOPs: {power(strict)} OPs"
+            f"            {power(cost.bops_on_real_input)} of the BOPs have a real input (W1A32); counted as FLOPs: "
+            f"{power(strict)} OPs"
         ]
     step1 = sum(row.flops for row in cost.rows if row.binary_input)
     if step1:
