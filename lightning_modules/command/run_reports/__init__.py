@@ -1,0 +1,1 @@
+"""`bnfree report`: what runs have measured, as a figure and a table."""

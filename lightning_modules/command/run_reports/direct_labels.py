@@ -1,0 +1,86 @@
+"""Names written at the ends of lines, without overlaps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FONT_SIZE = 9.0
+
+
+@dataclass(frozen=True)
+class EndLabel:
+    """What is to be written at the end of a line."""
+
+    x: float
+    """Where the line ends, in the units of the axes."""
+    y: float
+    """Likewise."""
+    text: str
+    """One line or several."""
+    color: str
+
+
+def write_at_ends(axes: Axes, labels: list[EndLabel], height: float) -> None:
+    """Writes labels to the right of the axes, each as near to the end of its line as the others allow.
+
+    Args:
+        axes: finished but for the labels: their limits are fixed here.
+        labels: what to write.
+        height: of the axes, in points.
+    """
+    axes.set_xlim(axes.get_xlim())
+    axes.set_ylim(axes.get_ylim())
+    to_fraction = axes.transData + axes.transAxes.inverted()
+    ends = [float(to_fraction.transform((label.x, label.y))[1]) for label in labels]
+    sizes = [(label.text.count("\n") + 1) * 1.3 * FONT_SIZE / height for label in labels]
+    for label, place in zip(labels, spread(ends, sizes), strict=True):
+        axes.annotate(
+            label.text,
+            xy=(label.x, label.y),
+            xytext=(1.035, place),
+            textcoords="axes fraction",
+            color=label.color,
+            fontsize=FONT_SIZE,
+            va="center",
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": label.color,
+                "lw": 0.8,
+                "shrinkA": 1,
+                "shrinkB": 2,
+                "relpos": (0, 0.5),
+            },
+        )
+
+
+def spread(wanted: list[float], sizes: list[float]) -> list[float]:
+    """Places for the middles of labels that lie as near to the wanted ones as their sizes allow (least squares).
+
+    Args:
+        wanted: where each middle should be, 0 bottom to 1 top.
+        sizes: height of each, in the same units.
+    """
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    # Without their sizes the places need only be in order; so they are merged until they are.
+    offsets, total = [], 0.0
+    for i in order:
+        offsets.append(total + sizes[i] / 2)
+        total += sizes[i]
+    blocks: list[tuple[float, int]] = []
+    for i, offset in zip(order, offsets, strict=True):
+        blocks.append((wanted[i] - offset, 1))
+        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+            (last, m), (before, n) = blocks.pop(), blocks.pop()
+            blocks.append(((before * n + last * m) / (m + n), m + n))
+    # All of them between bottom and top; beyond both by the same if there is no room.
+    low, high = min(0.0, (1 - total) / 2), max(1 - total, (1 - total) / 2)
+    bases = [min(max(base, low), high) for base, count in blocks for _ in range(count)]
+    places = [0.0] * len(wanted)
+    for i, base, offset in zip(order, bases, offsets, strict=True):
+        places[i] = base + offset
+    return places
