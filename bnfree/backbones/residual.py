@@ -143,7 +143,8 @@ class ResidualUnit(nn.Module):
         if self.projection_norm is not None:
             shortcut = self.projection_norm(shortcut)
         if self.repeats > 1:
-            shortcut = shortcut.repeat(1, self.repeats, 1, 1)
+            # As `repeat`, which would lose the channels-last format.
+            shortcut = torch.cat([shortcut] * self.repeats, 1)
         return self.rprelu(torch.add(shortcut, branch, alpha=self.alpha))
 
     def extra_repr(self) -> str:
