@@ -36,7 +36,7 @@ class DistilledClassifier(ImageClassifier):
 
     Args:
         backbone: network from images (N, C, H, W) to logits (N, num_classes), such as `ReActNet18`.
-        teacher: one teacher or a list of them. A network with its weights in it can stand for a teacher.
+        teacher: one teacher or a list of them. In Python a network with its weights in it can stand for a teacher.
         temperature: T; above 1, the teachers' smaller probabilities weigh more.
         hard_label_weight: w, from 0 (the teachers alone) to 1 (the labels alone).
         options: what `ImageClassifier` takes.
@@ -49,7 +49,7 @@ class DistilledClassifier(ImageClassifier):
     def __init__(
         self,
         backbone: nn.Module,
-        teacher: Teacher | nn.Module | list[Teacher | nn.Module],
+        teacher: Teacher | list[Teacher],
         temperature: float = 1.0,
         hard_label_weight: float = 0.0,
         **options: Any,

@@ -40,7 +40,12 @@ class Complaint:
 
     def key(self, end: int) -> str:
         """Dotted name of the argument that the complaint at position `end` is about."""
-        return ".".join(KEY.findall(self.message[:end]))
+        key = ""
+        for part in KEY.findall(self.message[:end]):
+            # Where several types have been tried, the innermost name comes twice.
+            if not key.endswith(f".{part}"):
+                key = f"{key}.{part}" if key else part
+        return key
 
     def where(self, word: str) -> str:
         """File and line of the first config that holds a word, unless the command line does."""

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_modules.command.names import did_you_mean
+from lightning_modules.teacher import Teacher
 
 KINDS: dict[str, type] = {
     "model": LightningModule,
@@ -30,6 +31,7 @@ KINDS: dict[str, type] = {
     "lr_scheduler": LRScheduler,
     "backbone": nn.Module,
     "network": nn.Module,
+    "teacher": Teacher,
     "strategy": Strategy,
     "profiler": Profiler,
 }
@@ -44,9 +46,11 @@ def class_names(key: str) -> list[str]:
         key: dotted name of the argument, of which the last known part decides.
     """
     kind = next((KINDS[part] for part in reversed(key.split(".")) if part in KINDS), None)
-    if kind is None or key.split(".")[-1] not in (*KINDS, "teacher"):
+    if kind is None or key.split(".")[-1] not in KINDS:
         return []
-    return sorted({c.__name__ for c in _subclasses(kind) if _offered(c)})
+    # The only kind that is a class to be used itself.
+    itself = [Teacher] if kind is Teacher else []
+    return sorted({c.__name__ for c in (*_subclasses(kind), *itself) if _offered(c)})
 
 
 def _subclasses(kind: type) -> Iterator[type]:
