@@ -37,7 +37,11 @@ def write_at_ends(axes: Axes, labels: list[EndLabel], height: float) -> None:
     to_fraction = axes.transData + axes.transAxes.inverted()
     ends = [float(to_fraction.transform((label.x, label.y))[1]) for label in labels]
     sizes = [(label.text.count("\n") + 1) * 1.3 * FONT_SIZE / height for label in labels]
+    right = axes.get_xlim()[1]
     for label, place in zip(labels, spread(ends, sizes), strict=True):
+        leader = {"arrowstyle": "-", "color": label.color, "lw": 0.8, "shrinkA": 1, "shrinkB": 2, "relpos": (0, 0.5)}
+        # From a line that ends early it is long, and must not look like more of the line.
+        leader["linestyle"] = "-" if label.x > 0.95 * right else ":"
         axes.annotate(
             label.text,
             xy=(label.x, label.y),
@@ -47,14 +51,7 @@ def write_at_ends(axes: Axes, labels: list[EndLabel], height: float) -> None:
             fontsize=FONT_SIZE,
             va="center",
             annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": label.color,
-                "lw": 0.8,
-                "shrinkA": 1,
-                "shrinkB": 2,
-                "relpos": (0, 0.5),
-            },
+            arrowprops=leader,
         )
 
 

@@ -136,10 +136,9 @@ def _draw_panel(axes: Axes, panel: Panel, groups: list[Group], in_place: bool) -
         words += [f"{100 * points[-1][1]:.1f} %"] if points and panel.unit == "accuracy" else []
         if any(words) and points and not equal:
             labels.append(EndLabel(*points[-1], "\n".join(filter(None, words)), color))
-    _mark_stages(axes, groups)
-    staged = any(len(group.stages) > 1 for group in groups)
+    named = _mark_stages(axes, groups)
     title = f"{panel.title} (the same in all)" if equal else panel.title
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=18 if staged else 6)
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=18 if named else 6)
     axes.set_xlabel("epoch", fontsize=FONT_SIZE)
     axes.set_ylabel(f"{panel.unit} (%)" if panel.percent else panel.unit, fontsize=FONT_SIZE)
     axes.tick_params(labelsize=FONT_SIZE)
@@ -190,19 +189,20 @@ def _draw_band(axes: Axes, band: Band, color: str, style: str, width: float, mar
         axes.fill_between(epochs, lows, highs, color=color, alpha=0.18, lw=0)
 
 
-def _mark_stages(axes: Axes, groups: list[Group]) -> None:
-    """A line where a stage ends; above it the names of the stages, where they are the same in all groups."""
+def _mark_stages(axes: Axes, groups: list[Group]) -> bool:
+    """A line where a stage ends, and whether the names stand above: where the stages are the same in all groups."""
     borders = {(tuple(group.stages), tuple(group.borders())) for group in groups}
     for _, ends in borders:
         for end in ends[:-1]:
             axes.axvline(end, color=GREY, lw=1, ls=(0, (4, 3)), zorder=0)
-    if len(borders) == 1:
-        ((names, ends),) = borders
+    (names, ends), *others = borders
+    if not others:
         for name, start, end in zip(names, (0, *ends), ends, strict=False):
             axes.annotate(
                 name, ((start + end) / 2, 1), xycoords=("data", "axes fraction"), xytext=(0, 3),
                 textcoords="offset points", ha="center", va="bottom", fontsize=FONT_SIZE, color=GREY,
             )  # fmt: skip
+    return not others and any(names)
 
 
 def save_png(figure: Figure) -> bytes:

@@ -93,36 +93,6 @@ def test_what_no_run_has_logged_has_no_column(project, report):
     assert without["time per run"] == "—"
 
 
-@pytest.mark.parametrize(
-    ("changes", "label"),
-    [
-        ([{}, {"seed": 1}, {"seed": 2, "data__num_workers": 0, "data_dir": "/elsewhere/digits"}], []),
-        ([{}, {"seed": 1, "model__optimizer__lr": 0.001}], ["lr=0.005", "lr=0.001"]),
-        ([{}, {"seed": 1, "data_dir": "data/letters"}], ["data_dir=digits", "data_dir=letters"]),
-        ([{}, {"seed": 1, "trainer__callbacks": []}], ["AdaptiveGradientClipping", "no AdaptiveGradientClipping"]),
-        ([{"model__init_from": "a/last.ckpt"}, {"seed": 1, "model__init_from": "b/last.ckpt"}], []),
-        ([{}, {"seed": 1, "model__init_from": "b/best.ckpt"}], ["init_from=null", "init_from=best"]),
-        ([{}, {"model__backbone__binary_weights": False}], ["binary_weights=true", "binary_weights=false"]),
-        # The network says more than what was chosen for it.
-        (
-            [{}, {"model__backbone__norm": "none", "model__optimizer__lr": 0.001, "trainer__max_epochs": 5}],
-            ["norm=bn_free", "norm=none"],
-        ),
-        # What most of them have goes without saying.
-        (
-            [{}, {"model__backbone__norm": "none"}, {"model__optimizer__lr": 0.1}, {"seed": 1}],
-            ["norm=bn_free", "norm=none", "lr=0.1"],
-        ),
-        # A seed that comes twice: the configs do not tell what the others have in common.
-        ([{}, {}, {"seed": 1}], ["run0", "run1", "run2"]),
-    ],
-)
-def test_groups_and_labels(project, report, changes, label):
-    runs = [write_run(f"run{index}", **change) for index, change in enumerate(changes)]
-    (results, *_), _ = report(*runs)
-    assert [row["runs"] for row in results] == (label or [f"{len(runs)} seeds"])
-
-
 def test_labels_of_the_user(project, report, complaint):
     runs = [write_run("a", 0), write_run("b", 0, model__backbone__norm="none"), write_run("c", 1)]
     (results, _), _ = report(*runs, "--label", "with", "--label", "with|out", "--title", "Two ways")
@@ -228,48 +198,6 @@ def test_it_needs_no_torch(project):
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=project)
     assert run.returncode == 0, run.stderr
-
-
-def test_what_is_no_run(project, complaint):
-    write_run("runs/a")
-    assert complaint("report") == "RUN is required and not given; name one or several run directories of bnfree fit."
-    assert complaint("report", "nowhere").startswith("RUN='nowhere' does not exist;")
-    assert complaint("report", "toy.yaml").startswith("RUN='toy.yaml' is a file;")
-    assert complaint("report", "runs").endswith("it holds runs, such as 'runs/a'.")
-    assert complaint("report", ".").startswith("RUN='.' is no run directory, for it has no config.yaml;")
-    assert complaint("report", "runs/a", "--outputs=x").endswith("did you mean '--output'?")
-    assert "expected one argument" in complaint("report", "runs/a", "--title")
-    (project / "file").touch()
-    assert complaint("report", "runs/a", "--output", "file").startswith("output='file' cannot be written to (")
-    (project / "recipe").mkdir()
-    (project / "recipe" / "recipe.yaml").write_text("stages: 3\n")
-    assert "names no stages" in complaint("report", "recipe")
-    (project / "recipe" / "recipe.yaml").write_text("stages: {step1: {}, step2: {}}\n")
-    assert "no finished epoch in any of its stages (step1, step2)" in complaint("report", "recipe")
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "said"),
-    [
-        ("metrics.csv", None, "has no finished epoch in its metrics.csv"),
-        ("metrics.csv", "", "has no finished epoch in its metrics.csv"),
-        ("metrics.csv", "step,lr-Adam\n4,0.1\n", "has no finished epoch in its metrics.csv"),
-        ("metrics.csv", "epoch,step,val/acc\n0,9,high\n", "holds something other than numbers"),
-        ("metrics.csv", b"\xff\xfe\x00", "cannot be read"),
-        ("metrics.csv", "epoch,step,val/top\n0,9,0.5\n", "has logged nothing that a report shows"),
-        ("config.yaml", "a: [\n", "cannot be read"),
-        ("config.yaml", "just words\n", "holds no settings"),
-        ("weight_dynamics.csv", "epoch,layer,gain\nx,a,1\n", "is not what callbacks.WeightDynamics writes"),
-    ],
-)
-def test_damaged_runs(project, complaint, name, content, said):
-    run = write_run("a")
-    if content is None:
-        (run / name).unlink()
-    else:
-        (run / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    assert said in complaint("report", run)
-    assert not (run / "report").exists()
 
 
 def test_a_row_that_is_being_written_does_no_harm(project, report):
