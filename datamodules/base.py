@@ -196,12 +196,12 @@ class ImageDataModule(LightningDataModule):
             part.
         """
         part = self._part("val", "fit")
-        size = len(part.indices) if part is not None else 0
-        count = min(n, size)
-        for places in (torch.arange(count) * size // max(count, 1)).split(self.batch_size):
-            indices = cast(Part, part).indices[places]
-            source = cast(Part, part).source
-            yield normalize(source.images(indices), self.mean, self.std), source.labels[indices]
+        if part is None:
+            return
+        size = len(part.indices)
+        for places in (torch.arange(min(n, size)) * size // min(n, size)).split(self.batch_size):
+            indices = part.indices[places]
+            yield normalize(part.source.images(indices), self.mean, self.std), part.source.labels[indices]
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Crop, flip and normalise on the batch's device; anything but a `RawBatch` passes untouched."""

@@ -133,6 +133,22 @@ def test_calibration_images_are_the_first_training_images_unaugmented_on_every_r
             tiny().calibration_images(n)
 
 
+def test_validation_batches_are_evenly_spread_and_disturb_no_loader(tiny, on_rank):
+    module = tiny(batch_size=4)
+    loader = module.val_dataloader()
+    images, labels = (torch.cat(parts) for parts in zip(*epoch_of(module, loader), strict=True))
+    before = loader.state_dict(), torch.get_rng_state()
+    for n, places in ((5, [0, 2, 4, 7, 9]), (12, list(range(12))), (1000, list(range(12)))):
+        batches = list(on_rank(tiny(batch_size=4), 2, 1).validation_batches(n))
+        assert all(len(part) <= 4 for part, _ in batches)
+        assert torch.equal(torch.cat([part for part, _ in batches]), images[places])
+        assert torch.equal(torch.cat([part for _, part in batches]), labels[places])
+    assert len(list(module.validation_batches(5))) == 2
+    assert loader.state_dict() == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])
+    assert list(tiny(val_split=0).validation_batches(5)) == []
+
+
 def test_prediction_gives_places_in_the_list_of_names_on_every_rank(tiny, on_rank):
     places = []
     for rank in range(2):
