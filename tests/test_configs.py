@@ -1,6 +1,7 @@
 """Every config runs, in a shortened form, through the command that its first line names."""
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -31,8 +32,12 @@ OPTIONS = {
     "cifar100_step2": ["--data.val_split=10"],
     "imagenet_reactnet_a_step1": ["--model.backbone.num_classes=10", "--data.val_split=4", "--data.num_workers=0"],
     "imagenet_reactnet_a_step2": ["--model.backbone.num_classes=10", "--data.val_split=4", "--data.num_workers=0"],
+    "teacher_cifar10_resnet18": ["--data.val_split=10"],
+    "teacher_cifar10_resnet18_bn_free": ["--data.val_split=10"],
 }
-OVERLAYS = {"batch_norm", "none", "ddp", "compile"}
+# Networks of one width.
+OF_ONE_WIDTH = {"teacher_cifar10_resnet18"}
+OVERLAYS = {"batch_norm", "distilled", "none", "ddp", "ddp_8gpu", "compile", "channels_last", "bf16"}
 # Recipes of several stages, with the options that shorten them.
 RECIPES = {
     "cifar10_recipe_small": SMALL_FOLDER,
@@ -63,7 +68,8 @@ def arguments_of(name, run_dir, data_dir, subcommand="fit"):
     assert words[:2] == ["bnfree", subcommand], line
     assert f"configs/{name}.yaml" in words, line
     words = [w.replace("configs/", f"{CONFIGS}/").replace("=DIR", f"={data_dir}") for w in words[1:]]
-    return [*words, *SHORT, f"--run_dir={run_dir}"]
+    short = [option for option in SHORT if "width" not in option or name not in OF_ONE_WIDTH]
+    return [*words, *short, f"--run_dir={run_dir}"]
 
 
 def test_every_config_is_known_here():
@@ -137,15 +143,60 @@ def test_overlay_changes_the_network_and_nothing_else(norm, data_dir, tmp_path, 
     )
 
 
+@pytest.mark.parametrize(("name", "key", "value"), [("bf16", "precision", "bf16-mixed"), ("channels_last", None, None)])
+@pytest.mark.filterwarnings("ignore")
+def test_overlay_changes_how_it_is_computed_and_nothing_else(name, key, value, data_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments_of(name, tmp_path / "run", data_dir)) == 0
+    assert main([*arguments_of("quickstart", tmp_path / "plain", data_dir)]) == 0
+    ours, plain = (yaml.safe_load((tmp_path / run / "config.yaml").read_text()) for run in ("run", "plain"))
+    if key is None:
+        assert ours["trainer"]["callbacks"].pop()["class_path"] == "callbacks.ChannelsLast"
+    else:
+        assert (ours["trainer"].pop(key), plain["trainer"].pop(key)) == (value, None)
+    assert ours == plain
+    ours, plain = (
+        torch.load(tmp_path / run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for run in ("run", "plain")
+    )
+    assert ours.keys() == plain.keys()
+    assert all(value.dtype == plain[name].dtype for name, value in ours.items())
+
+
 @pytest.mark.slow
-def test_ddp_overlay_trains_on_two_processes(data_dir, tmp_path):
-    words = arguments_of("ddp", tmp_path / "run", data_dir)
-    words = [w for w in words if not w.startswith("--trainer.devices")] + ["--trainer.devices=2", "--data.val_split=10"]
+@pytest.mark.parametrize("name", ["ddp", "ddp_8gpu"])
+def test_ddp_overlay_trains_on_two_processes(name, data_dir, tmp_path):
+    words = arguments_of(name, tmp_path / "run", data_dir)
+    words = [w for w in words if not w.startswith(("--trainer.devices", "--data.data_dir"))]
+    words += ["--trainer.devices=2", *OPTIONS["imagenet_reactnet_a_step1" if name == "ddp_8gpu" else "quickstart"]]
+    words += ["--data.val_split=10", f"--data.data_dir={data_dir}", "--trainer.accumulate_grad_batches=2"]
     run = subprocess.run(
-        [sys.executable, "-m", "lightning_modules.cli", *words, f"--data.data_dir={data_dir}"],
+        [sys.executable, "-m", "lightning_modules.cli", *words],
         cwd=tmp_path, capture_output=True, text=True, timeout=300,
         env={**os.environ, "PYTHONPATH": str(CONFIGS.parent), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-2000:]
     assert run.stdout.count("Run directory:") == 1
-    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+    assert "stride" not in run.stderr
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_distilled_overlay_learns_from_the_network_of_another_run(data_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    said = []
+    monkeypatch.setattr("lightning_modules.distilled_classifier.rank_zero_info", said.append)
+    assert main(arguments_of("quickstart", tmp_path / "teacher", data_dir)) == 0
+    run = tmp_path / "run"
+    words = [w.replace("TEACHER", str(tmp_path / "teacher")) for w in arguments_of("distilled", run, data_dir)]
+    assert main(words) == 0
+    assert len(said) == 1
+    assert re.fullmatch(r"Teacher ReActNet18: \d+\.\d\d % of 216 validation images\.", said[0])
+    config, plain = (yaml.safe_load((tmp_path / n / "config.yaml").read_text()) for n in ("run", "teacher"))
+    assert config["model"]["class_path"] == "lightning_modules.DistilledClassifier"
+    for name, value in plain["model"]["init_args"].items():
+        assert config["model"]["init_args"][name] == value, name
+    (tmp_path / "teacher").rename(tmp_path / "gone")
+    assert main(["test", f"--ckpt_path={run}/checkpoints/last.ckpt", "--trainer.accelerator=cpu"]) == 0
+    assert main(["fit", f"--ckpt_path={run}/checkpoints/last.ckpt", "--trainer.max_epochs=2"]) == 2
+    assert "best.ckpt' is not a file" in capsys.readouterr().err
