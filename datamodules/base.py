@@ -84,6 +84,7 @@ class ImageDataModule(LightningDataModule):
         self.limit_train = limit_train if limit_train is None else check_int("limit_train", limit_train, 1)
         self._parts: dict[str, Part] = {}
         self._open_loaders: dict[str, BatchLoader] = {}
+        self._resume: dict[str, Any] | None = None
 
     @abstractmethod
     def load(self, part: Literal["train", "val", "test"]) -> ImageSource | None:
@@ -147,7 +148,11 @@ class ImageDataModule(LightningDataModule):
         """
         # Trainer(overfit_batches=...) means the same few batches in each epoch.
         overfit = self.trainer is not None and getattr(self.trainer, "overfit_batches", 0) > 0
-        return self._loader("train", shuffle=not overfit, drop_last=True, augment=self.augment and not overfit)
+        loader = self._loader("train", shuffle=not overfit, drop_last=True, augment=self.augment and not overfit)
+        if self._resume is not None:
+            loader.load_state_dict(self._resume)
+            self._resume = None
+        return loader
 
     def val_dataloader(self) -> BatchLoader | list[Any]:
         """Each validation image once, in a fixed order; an empty list if there is no validation part."""
@@ -213,6 +218,18 @@ class ImageDataModule(LightningDataModule):
             # would otherwise meet float32 images.
             images = self.trainer.precision_plugin.convert_input(images)
         return images, targets
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the training images.
+
+        Lightning restores loaders too, but not those that exist by then: a module that asks for
+        `trainer.estimated_stepping_batches` has them made before.
+        """
+        return {"train": self._open_loaders["train"].state_dict()} if "train" in self._open_loaders else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the position for the next training loader."""
+        self._resume = state_dict.get("train")
 
     def teardown(self, stage: str) -> None:
         """End the worker processes of the loaders; the images stay loaded."""

@@ -14,8 +14,12 @@ class EpochLines(Callback):
     def __init__(self) -> None:
         self._start = 0.0
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock, also of an epoch that is resumed in its middle."""
+        self._start = time.monotonic()
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the clock."""
+        """Starts the clock of an epoch."""
         self._start = time.monotonic()
 
     @rank_zero_only

@@ -28,6 +28,14 @@ class Recorder(LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
+class ScheduledRecorder(Recorder):
+    """As modules do whose schedule needs the number of steps; Lightning makes the loader for it before it restores."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        assert self.trainer.estimated_stepping_batches == 18
+        return super().configure_optimizers()
+
+
 class StopAfter(Callback):
     def __init__(self, steps: int) -> None:
         self.steps = steps
@@ -38,8 +46,8 @@ class StopAfter(Callback):
             trainer.should_stop = True
 
 
-def fit(module, root, max_epochs=3, callbacks=(), ckpt_path=None) -> Recorder:
-    recorder = Recorder()
+def fit(module, root, max_epochs=3, callbacks=(), ckpt_path=None, recorder_class=Recorder) -> Recorder:
+    recorder = recorder_class()
     Trainer(
         accelerator="cpu",
         max_epochs=max_epochs,
@@ -94,11 +102,13 @@ def test_a_trainer_sees_a_new_order_in_each_epoch(tiny, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("recorder", [Recorder, ScheduledRecorder])
 @pytest.mark.parametrize("steps", [2, 6, 8, 12])
-def test_a_trainer_goes_on_with_the_batches_that_an_uninterrupted_run_sees(tiny, tmp_path, steps):
-    expected = fit(tiny(), tmp_path / "whole").seen
-    fit(tiny(), tmp_path / "part", callbacks=[StopAfter(steps)])
-    resumed = fit(tiny(), tmp_path / "rest", ckpt_path=tmp_path / "part" / "stopped.ckpt").seen
+def test_a_trainer_goes_on_with_the_batches_that_an_uninterrupted_run_sees(tiny, tmp_path, steps, recorder):
+    expected = fit(tiny(), tmp_path / "whole", recorder_class=recorder).seen
+    fit(tiny(), tmp_path / "part", callbacks=[StopAfter(steps)], recorder_class=recorder)
+    stopped = tmp_path / "part" / "stopped.ckpt"
+    resumed = fit(tiny(), tmp_path / "rest", ckpt_path=stopped, recorder_class=recorder).seen
     assert resumed == expected[steps:]
 
 
