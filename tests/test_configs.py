@@ -36,15 +36,18 @@ OPTIONS = {
     "teacher_cifar10_resnet18_bn_free": ["--data.val_split=10"],
 }
 # Networks of one width.
-OF_ONE_WIDTH = {"teacher_cifar10_resnet18"}
+OF_ONE_WIDTH = {"teacher_cifar10_resnet18", "cifar10_recipe_distilled"}
 OVERLAYS = {"batch_norm", "distilled", "none", "ddp", "ddp_8gpu", "compile", "channels_last", "bf16"}
 # Recipes of several stages, with the options that shorten them.
 RECIPES = {
     "cifar10_recipe_small": SMALL_FOLDER,
     "cifar10_recipe": ["--data.val_split=10"],
+    "cifar10_recipe_distilled": [
+        "--data.val_split=10", "--step1.model.backbone.width=4", "--step2.model.backbone.width=4",
+    ],
     "cifar100_recipe": ["--data.val_split=10"],
     "imagenet_reactnet_a_recipe": OPTIONS["imagenet_reactnet_a_step1"],
-}
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -107,11 +110,15 @@ def test_recipe_of_stages_trains(name, data_dir, tmp_path, monkeypatch):
     run = tmp_path / "run"
     assert main([*arguments_of(name, run, data_dir, "recipe"), *RECIPES[name]]) == 0
     binary = []
-    for stage in yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["stages"]:
+    stages = list(yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["stages"])
+    for stage in stages:
         assert (run / stage / "finished.yaml").is_file()
         config = yaml.safe_load((run / stage / "config.yaml").read_text())
-        binary.append(config["model"]["init_args"]["backbone"]["init_args"].get("binary_weights", True))
-    assert binary == [False, True]
+        model = config["model"]["init_args"]
+        binary.append(model["backbone"]["init_args"].get("binary_weights"))
+        if stage != "teacher" and "teacher" in stages:
+            assert model["teacher"]["init_args"]["weights"] == str(run / "teacher" / "checkpoints" / "best.ckpt")
+    assert binary[-2:] == [False, True]
 
 
 @pytest.mark.slow
