@@ -22,6 +22,8 @@ def quieten(subcommand: str) -> None:
         # Predictions carry the index of their image themselves.
         warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
     warnings.filterwarnings("ignore", message="The dirpath has changed from")
+    # Its size in MB is counted as if in 32 bits, which the weights are in mixed precision.
+    warnings.filterwarnings("ignore", message="Precision .*-mixed is not supported by the model summary")
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
 
