@@ -16,7 +16,7 @@ class ChannelsLast(Callback):
     """Changes how training is computed, not what: weights and images of `backbone` lie in memory channels last.
 
     In this format (N, H, W, C in memory, all shapes as before) GPUs with tensor cores compute convolutions in half
-    precision, and on a CPU it saves the reordering around some of them. Results differ by the rounding of sums in
+    precision; on a CPU it gains nothing (`benchmarks/channels_last.py`). Results differ by the rounding of sums in
     another order. Checkpoints are the same: one written with it loads without it and the other way round.
 
     Raises:

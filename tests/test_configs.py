@@ -177,6 +177,8 @@ def test_ddp_overlay_trains_on_two_processes(name, data_dir, tmp_path):
     words = [w for w in words if not w.startswith(("--trainer.devices", "--data.data_dir"))]
     words += ["--trainer.devices=2", *OPTIONS["imagenet_reactnet_a_step1" if name == "ddp_8gpu" else "quickstart"]]
     words += ["--data.val_split=10", f"--data.data_dir={data_dir}", "--trainer.accumulate_grad_batches=2"]
+    # Gradients in another memory format than the buffers of DDP would be copied, with a warning.
+    words += ["--trainer.callbacks+=callbacks.ChannelsLast"]
     run = subprocess.run(
         [sys.executable, "-m", "lightning_modules.cli", *words],
         cwd=tmp_path, capture_output=True, text=True, timeout=300,

@@ -6,6 +6,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.nn import functional as F
 from torch.optim import SGD
+from torch.utils.data import DataLoader, TensorDataset
 
 from bnfree.backbones import ReActNet18, ReActNetA
 from bnfree.calibration import calibrate
@@ -45,6 +46,24 @@ def test_learns_and_reports_under_the_public_names(corners, make_trainer):
         logits = module.eval()(images)
     assert result["test/acc"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
     assert result["test/loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+
+
+def test_top_1_and_top_5_accuracy_equal_a_sort_of_the_logits(make_trainer):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(50, 3, 8, 8, generator=generator)
+    module = ImageClassifier(network(num_classes=100)).eval()
+    with torch.no_grad():
+        order = module(images).sort(descending=True).indices
+    # Labels at chosen places, among them the fifth and the sixth.
+    places = torch.arange(50) % 9
+    labels = order[torch.arange(50), places]
+    # The last batch is smaller: the mean is over images and not over batches.
+    loader = DataLoader(TensorDataset(images, labels), batch_size=16)
+    trainer = make_trainer()
+    for run, stage in ((trainer.validate, "val"), (trainer.test, "test")):
+        (result,) = run(module, loader, verbose=False)
+        assert result[f"{stage}/acc"] == pytest.approx((places < 1).float().mean().item())
+        assert result[f"{stage}/acc5"] == pytest.approx((places < 5).float().mean().item())
 
 
 def test_top_5_accuracy_from_100_classes_on():
