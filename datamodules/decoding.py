@@ -35,7 +35,7 @@ def decode_image(path: str | os.PathLike[str]) -> Tensor:
 @cache
 def _jpeg_decoder() -> Callable[[Tensor], Tensor] | None:
     try:
-        from torchvision.io import decode_jpeg
+        from torchvision.io import decode_jpeg  # type: ignore[import-untyped]
     except ImportError:
         # Deprecated since torchvision 0.29: a release to come has no decoder, and Pillow does the work.
         return None
