@@ -47,7 +47,7 @@ for _package in (bnfree.backbones, callbacks, datamodules, lightning_modules):
 
 COMPOSITION = (
     "Later --config files and options win over earlier ones, key by key; a list replaces a list, and the key "
-    "`callbacks+:` (--trainer.callbacks+=Name) appends to it. Help on a class: --model.backbone.help ReActNet18, "
+    "`callbacks+:` (--trainer.callbacks+=Name) appends to it. Help on a class, after --config or --model: "
     "--trainer.callbacks.help AdaptiveGradientClipping."
 )
 
