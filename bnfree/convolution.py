@@ -48,8 +48,9 @@ class WeightSign(torch.autograd.Function):
 def standardize_weight(weight: Tensor, mask: Tensor | None = None, eps: float = 1e-5) -> Tensor:
     """Scaled weight standardisation: (w - mean) / ((std + eps) * sqrt(k)) per output filter.
 
-    Mean, population std and k (the fan-in) are taken over the surviving weights. A filter with fewer than two survivors
-    has no variance: it keeps mean 0 and std 1, so that a single weight is not erased by its own mean.
+    Mean, population std and k (the fan-in) are taken over the surviving weights. Where a mask leaves a filter without
+    variance, it keeps mean 0 and std 1: a single survivor, or equal ones, as among latent weights that have been clipped
+    to +-1, would be erased by their own mean, and the layer would be sparser than its mask.
 
     Args:
         weight: latent weight (O, I, kH, kW), floating point.
@@ -66,13 +67,14 @@ def standardize_weight(weight: Tensor, mask: Tensor | None = None, eps: float = 
         variance = centred.square().mean(dims, keepdim=True)
         return centred / ((_root(variance) + eps) * fan_in**0.5) if fan_in > 1 else weight / (1 + eps)
     survivors = mask.sum(dims, keepdim=True).to(weight.dtype)
-    few = survivors < 2
     count = survivors.clamp(min=1)
     kept = weight * mask
-    mean = (kept.sum(dims, keepdim=True) / count).masked_fill(few, 0)
+    mean = kept.sum(dims, keepdim=True) / count
     centred = (kept - mean) * mask
-    variance = (centred.square().sum(dims, keepdim=True) / count).masked_fill(few, 1)
-    return centred / ((_root(variance) + eps) * count.sqrt())
+    variance = centred.square().sum(dims, keepdim=True) / count
+    # Of equal weights, what the rounding of their mean leaves.
+    flat = variance <= (8 * torch.finfo(weight.dtype).eps * mean).square()
+    return torch.where(flat, kept, centred) / ((_root(variance.masked_fill(flat, 1)) + eps) * count.sqrt())
 
 
 def _root(variance: Tensor) -> Tensor:

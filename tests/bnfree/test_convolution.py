@@ -185,6 +185,23 @@ def test_a_single_survivor_keeps_its_value_and_no_survivor_gives_zero(binary):
     assert int((effective[1] != 0).sum()) == 1
 
 
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("value", [1.0, -1.0, 0.1, -1e-3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_survivors_are_not_erased_by_their_mean(binary, value, dtype):
+    convolution = layer(binary, True).to(dtype)
+    mask = torch.rand(convolution.weight.shape) < 0.4
+    with torch.no_grad():
+        # The pruned weights of the filters differ; they must not matter.
+        convolution.weight[mask] = value
+    convolution.set_mask(mask)
+    effective = convolution.effective_weight()
+    assert torch.equal(effective != 0, mask)
+    for row, keep, gain in zip(effective, mask, convolution.gain, strict=True):
+        expected = gain.item() * value / (1 + EPS) / int(keep.sum()) ** 0.5
+        torch.testing.assert_close(row[keep], torch.full_like(row[keep], expected))
+
+
 def test_kernels_of_a_single_weight_are_not_erased():
     convolution = BinaryConv2d(4, 4, 1, groups=4, binary_weights=False)
     assert (convolution.effective_weight() != 0).all()
