@@ -49,8 +49,8 @@ def standardize_weight(weight: Tensor, mask: Tensor | None = None, eps: float = 
     """Scaled weight standardisation: (w - mean) / ((std + eps) * sqrt(k)) per output filter.
 
     Mean, population std and k (the fan-in) are taken over the surviving weights. Where a mask leaves a filter without
-    variance, it keeps mean 0 and std 1: a single survivor, or equal ones, as among latent weights that have been clipped
-    to +-1, would be erased by their own mean, and the layer would be sparser than its mask.
+    variance, it keeps mean 0 and std 1: a single survivor, or equal ones, as among latent weights that were clipped to
+    +-1, would be erased by their own mean, and the layer would be sparser than its mask.
 
     Args:
         weight: latent weight (O, I, kH, kW), floating point.
