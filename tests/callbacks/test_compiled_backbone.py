@@ -7,15 +7,29 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
-from bnfree.backbones import ReActNet18
+from bnfree.backbones.residual import ReActNet, ResidualUnit, Stem, Variant
 from bnfree.errors import InputError
 from callbacks import CompiledBackbone
 from lightning_modules import ImageClassifier
 
 
+class TwoUnits(ReActNet):
+    """The smallest network with all kinds of layers: what compiles it compiles the larger ones."""
+
+    def __init__(self):
+        variant = Variant("bn_free", True, binary_shortcut=False, alpha=0.5, reference=False, estimator="approx")
+        super().__init__(num_classes=4, in_channels=3, width=2, stem="cifar", variant=variant)
+        self.stem = Stem(3, 2, 3, 1, False, variant)
+        self.body = torch.nn.Sequential(
+            ResidualUnit(2, 2, 3, stride=1, projection=False, beta=1.0, variant=variant),
+            ResidualUnit(2, 4, 3, stride=2, projection=True, beta=0.9, variant=variant),
+        )
+        self.classifier = torch.nn.Linear(4, 4)
+
+
 def trained(callbacks, **options):
     torch.manual_seed(0)
-    module = ImageClassifier(ReActNet18(4, width=2), calibration="none").double()
+    module = ImageClassifier(TwoUnits(), calibration="none").double()
     images = torch.randn(8, 3, 8, 8, dtype=torch.float64)
     loader = DataLoader(TensorDataset(images, torch.arange(8) % 4), batch_size=4)
     trainer = Trainer(
