@@ -1,0 +1,12 @@
+"""Trained network -> constants and bits -> a file -> a callable network on bits.
+
+packed = pack(network, info=NetworkInfo(mean=..., std=..., class_names=...))
+packed.save("network.safetensors")
+logits = load("network.safetensors")(images)
+"""
+
+from bnfree.packing.comparison import Comparison, compare
+from bnfree.packing.info import NetworkInfo
+from bnfree.packing.packed_network import PackedNetwork, load, pack
+
+__all__ = ["Comparison", "NetworkInfo", "PackedNetwork", "compare", "load", "pack"]

@@ -1,0 +1,162 @@
+"""The file of a packed network: safetensors, format version 1.
+
+A safetensors file (8 bytes length of the header, header in JSON, tensors) whose metadata has one entry,
+`bnfree.packed`, a JSON table:
+
+    format_version   1
+    layout           the layers: architecture, stem, units, classifier, with shape, stride and form of every weight
+    info             what `NetworkInfo` has: mean, std, image_shape, class_names, source_run, accuracy
+    checksum         SHA-256 over the rest of the table and every tensor's name, dtype, shape and bytes
+
+Tensors are named `stem.*`, `units.0.*`, ..., `classifier.*`. Each weight has a `scale`, float32 (O,), and by its form
+
+    signs                     `signs`: a bit a weight
+    planes                    `signs` and `survivors`: pruned weights, a bit more
+    digits                    `digits`: pruned weights, five ternary digits a byte
+    float32, float16, int8    `weight`: a real weight, divided by its scale
+
+besides `bias` (stem, classifier), `thresholds` and `rprelu` (units), all float32; see `bnfree.packing.layers` for what
+they mean and `bnfree.packing.bits` for the order of bits. Numbers are little-endian.
+
+Reading runs no code from the file. Sizes are compared with the file's before anything is allocated, and the memory
+that a network needs is bounded by a multiple of its file. The checksum finds damage, not forgery.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save as serialize
+from torch import Tensor
+
+from bnfree.errors import InputError
+from bnfree.packing.file_layout import Masks, expected_tensors, restore, store
+from bnfree.packing.info import NetworkInfo
+from bnfree.packing.layers import PackedLayers
+
+FORMAT_VERSION = 1
+# One entry, because safetensors writes several in an order that changes from process to process.
+ENTRY = "bnfree.packed"
+LARGEST_FILE = 1 << 30
+LARGEST_HEADER = 1 << 22
+DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.int8: "I8", torch.uint8: "U8"}
+
+
+def write(layers: PackedLayers, info: NetworkInfo, path: str | os.PathLike[str], masks: Masks = "planes") -> None:
+    """Writes a network beside `path` and renames it, so that the file is there as a whole or not at all.
+
+    The same network gives the same bytes.
+
+    Raises:
+        InputError: unknown form of masks, or a place that cannot be written to.
+    """
+    layout, tensors = store(layers, masks)
+    table = {"format_version": FORMAT_VERSION, "layout": layout, "info": info.to_dict()}
+    table["checksum"] = checksum(table, tensors)
+    content = serialize(tensors, metadata={ENTRY: json.dumps(table, separators=(",", ":"))})
+    place = Path(path)
+    unfinished = place.with_name(f".{place.name}.unfinished")
+    try:
+        unfinished.write_bytes(content)
+        unfinished.replace(place)
+    except OSError as error:
+        raise InputError(
+            f"path={str(path)!r} cannot be written ({error.strerror}); give a file in a folder."
+        ) from error
+
+
+def read(path: str | os.PathLike[str]) -> tuple[PackedLayers, NetworkInfo]:
+    """Reads what `write` has written.
+
+    Raises:
+        InputError: no such file, or one that is damaged, of another kind or of another version.
+    """
+    given = f"path={str(path)!r}"
+    _check_size(Path(path), given)
+    try:
+        with safe_open(path, framework="pt") as file:
+            table = _parse((file.metadata() or {}).get(ENTRY), given)
+            try:
+                return _restore(file, table)
+            except InputError as error:
+                raise InputError(f"{given} is not a valid packed network: {error}") from error
+    except InputError:
+        raise
+    except Exception as error:
+        # Whatever the parser stumbles over means the same to the user.
+        raise InputError(
+            f"{given} cannot be read as a safetensors file: it is damaged or of another kind "
+            f"({type(error).__name__}); give a file that PackedNetwork.save has written."
+        ) from error
+
+
+def checksum(table: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over the table, without its own entry `checksum`, and the tensors, as 64 hexadecimal digits."""
+    rest = {name: value for name, value in table.items() if name != "checksum"}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {DTYPES[tensor.dtype]} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_size(path: Path, given: str) -> None:
+    if not path.is_file():
+        raise InputError(f"{given} is not a file; give a packed network.")
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+    except OSError as error:
+        raise InputError(f"{given} cannot be read ({error.strerror}).") from error
+    if size > LARGEST_FILE:
+        raise InputError(f"{given} has {size} bytes; a packed network has at most {LARGEST_FILE}.")
+    if size < 8 or header > min(size - 8, LARGEST_HEADER):
+        raise InputError(f"{given} is not a safetensors file or is truncated: its header would be {header} bytes long.")
+
+
+def _parse(entry: str | None, given: str) -> dict[str, Any]:
+    if entry is None:
+        raise InputError(f"{given} holds no packed network; give a file that PackedNetwork.save has written.")
+    try:
+        table = json.loads(entry)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{given} is damaged: its entry {ENTRY} is not JSON.") from error
+    version = table.get("format_version") if isinstance(table, dict) else None
+    if version != FORMAT_VERSION or isinstance(version, bool):
+        raise InputError(
+            f"{given} has the format version {version!r}, this bnfree reads {FORMAT_VERSION}; pack the network again, "
+            "or install the bnfree that wrote it."
+        )
+    return table
+
+
+def _restore(file: Any, table: dict[str, Any]) -> tuple[PackedLayers, NetworkInfo]:
+    if set(table) != {"format_version", "layout", "info", "checksum"}:
+        raise InputError("its table does not have the entries layout, info and checksum.")
+    expected = expected_tensors(table["layout"])
+    found = set(file.keys())
+    if found != set(expected):
+        raise InputError(f"it has missing or surplus tensors, such as {min(found ^ set(expected))!r}.")
+    for name, (dtype, shape) in expected.items():
+        entry = file.get_slice(name)
+        if entry.get_dtype() != DTYPES[dtype] or tuple(entry.get_shape()) != shape:
+            raise InputError(
+                f"{name} is {entry.get_dtype()} {entry.get_shape()} in place of {DTYPES[dtype]} {list(shape)}."
+            )
+    # Copied, because the file stays mapped otherwise, and whoever overwrites it changes the network.
+    tensors = {name: file.get_tensor(name).clone() for name in expected}
+    if checksum(table, tensors) != table["checksum"]:
+        raise InputError("it is damaged, since its checksum is not that of its content.")
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"{name} holds values that are not finite.")
+    info = NetworkInfo.from_dict(table["info"])
+    return restore(table["layout"], tensors.__getitem__), info

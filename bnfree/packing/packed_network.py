@@ -1,0 +1,144 @@
+"""A packed network: callable like the one that it was made from."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bnfree.errors import InputError
+from bnfree.packing.engines import EngineName, UnitFunction, choose_engine, prepare_unit
+from bnfree.packing.file_format import read, write
+from bnfree.packing.file_layout import Masks
+from bnfree.packing.folding import fold
+from bnfree.packing.info import NetworkInfo
+from bnfree.packing.layers import PackedLayers
+from bnfree.packing.real_weights import RealPrecision
+from bnfree.packing.shortcuts import Shortcut
+
+
+class PackedNetwork:
+    """A binary network as constants and bits, from images to logits.
+
+    Runs on the CPU, in float32, without gradients, for images of any size and batches of any length. Sums of signs are
+    exact integers, so both engines give the same logits, bit for bit, on the same machine and number of threads.
+
+    Args:
+        layers: constants and bits.
+        info: what is known about images, classes and origin.
+        engine: `numba` (bits, XNOR and popcount), `torch` (unpacked to -1 and +1: slow, and 32 times the memory) or
+            `auto`: numba if it is installed.
+
+    Raises:
+        InputError: an `info` that does not fit the layers, an unknown engine, or numba where it is not installed.
+    """
+
+    def __init__(self, layers: PackedLayers, info: NetworkInfo | None = None, engine: EngineName = "auto") -> None:
+        self.layers, self.info = layers, NetworkInfo() if info is None else info
+        self.info.check(layers.in_channels, layers.num_classes)
+        self.engine = choose_engine(engine)
+        self._units: list[tuple[Shortcut, UnitFunction]] | None = None
+        self._stem_weight = layers.stem.weight.expand().contiguous(memory_format=torch.channels_last)
+        self._classifier_weight = layers.classifier.weight.expand()
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return self.layers.num_classes
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the images."""
+        return self.layers.in_channels
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits, float32 (N, num_classes), of normalised images (N, C, H, W), floating point, on the CPU.
+
+        Raises:
+            InputError: images of another shape, dtype or device.
+        """
+        shape = tuple(images.shape)
+        if len(shape) != 4 or shape[1] != self.in_channels or 0 in shape[2:]:
+            raise InputError(f"images has shape {shape}; the network takes (N, {self.in_channels}, H, W).")
+        if not images.is_floating_point() or images.device.type != "cpu":
+            raise InputError(
+                f"images is {images.dtype} on {images.device}; packed networks take normalised images in floating point "
+                "on the CPU."
+            )
+        if self._units is None:
+            self._units = [(Shortcut(unit), prepare_unit(unit, self.engine)) for unit in self.layers.units]
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            x = self._stem(images.float().contiguous(memory_format=torch.channels_last))
+            for shortcut, unit in self._units:
+                x = unit(x, shortcut(x))
+            return F.linear(x.mean((2, 3)), self._classifier_weight, self.layers.classifier.bias)
+
+    def save(self, path: str | os.PathLike[str], masks: Masks = "planes") -> None:
+        """Writes the network into one file, see `bnfree.packing.file_format`; `load` reads it.
+
+        Args:
+            path: file to write, customarily `*.safetensors`; replaced if it exists.
+            masks: how pruned binary weights are stored: `planes`, one bit for the sign and one for survival, 2 bits a
+                weight, as they are used; or `digits`, five ternary digits a byte, 1.6 bits a weight. The network is the
+                same. Pruned weights of real layers are stored as zeros; binary layers without a mask have 1 bit a
+                weight either way.
+
+        Raises:
+            InputError: unknown `masks`, or a place that cannot be written to.
+        """
+        write(self.layers, self.info, path, masks)
+
+    def __repr__(self) -> str:
+        return (
+            f"PackedNetwork({self.layers.architecture}, {len(self.layers.units)} units, "
+            f"in_channels={self.in_channels}, num_classes={self.num_classes}, engine={self.engine})"
+        )
+
+    def _stem(self, images: Tensor) -> Tensor:
+        stem = self.layers.stem
+        padding = (self._stem_weight.shape[-1] - 1) // 2
+        x = F.conv2d(images, self._stem_weight, stem.bias, stem.stride, padding)
+        return F.max_pool2d(x, 3, 2, 1) if stem.pool else x
+
+
+def pack(
+    model: nn.Module,
+    real_precision: RealPrecision = "float16",
+    info: NetworkInfo | None = None,
+    engine: EngineName = "auto",
+) -> PackedNetwork:
+    """Turns a trained network into constants and bits.
+
+    Args:
+        model: a network with binary weights (step 2) such as `ReActNet18` or `ReActNetA`, with any `norm` and stem,
+            dense or pruned; it is not changed. Batch norm is folded as in evaluation mode.
+        real_precision: `float32`, `float16` or `int8` for the weights of the stem, of real shortcuts and of the
+            classifier. With `float32` the packed network differs by rounding alone; the others move activations near
+            their thresholds across, like any small change of the image.
+        info: what is known about images, classes and origin.
+        engine: see `PackedNetwork`.
+
+    Raises:
+        InputError: another kind of network, one after step 1, values that are not finite, or an `info` that does not
+            fit.
+    """
+    return PackedNetwork(fold(model, real_precision), info, engine)
+
+
+def load(path: str | os.PathLike[str], engine: EngineName = "auto") -> PackedNetwork:
+    """Reads a packed network; nothing in the file is run.
+
+    Args:
+        path: file that `PackedNetwork.save` has written.
+        engine: see `PackedNetwork`.
+
+    Raises:
+        InputError: no such file, or one that is damaged, of another kind or of another version.
+    """
+    layers, info = read(path)
+    try:
+        return PackedNetwork(layers, info, engine)
+    except InputError as error:
+        raise InputError(f"path={str(path)!r} is not a valid packed network: {error}") from error
