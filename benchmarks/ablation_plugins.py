@@ -10,37 +10,8 @@ from torch import Tensor, nn
 
 from bnfree.backbones.residual import ResidualUnit
 from bnfree.backbones.variance import public_betas_reactnet18
-from bnfree.binarize import SignEstimator
 from bnfree.calibration import calibrate
 from bnfree.convolution import BinaryConv2d
-
-
-class SigmoidDerivative(SignEstimator):
-    """A&B BNN's mask (CVPR 2024): the derivative of 2 sigmoid(3x) - 1, whose tails never end."""
-
-    name = "sigmoid"
-
-    @staticmethod
-    def slope(x: Tensor) -> Tensor:
-        """6 sigmoid(3x) (1 - sigmoid(3x))."""
-        s = torch.sigmoid(3 * x)
-        return 6 * s * (1 - s)
-
-
-class Estimator(Callback):
-    """Changes training: gives every RSign another gradient estimator.
-
-    Args:
-        name: of the estimator.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Sets it."""
-        for unit in _units(pl_module):
-            unit.rsign.estimator = self.name
 
 
 class LatentWeights(Callback):

@@ -67,7 +67,7 @@ ROWS: dict[str, dict[str, str]] = {
     },
     "estimator": {
         "ste": "--model.backbone.estimator=ste",
-        "sigmoid": f"{PLUGIN}Estimator --trainer.callbacks.name=sigmoid",
+        "sigmoid": "--model.backbone.estimator=sigmoid",
     },
     "1x1 shortcut": {"binary": "--model.backbone.binary_shortcut=true"},
     "augmentation": {"none": "--data.augment=false"},

@@ -1,8 +1,9 @@
 """Sign with a chosen gradient estimator, and RSign, the sign with a learnable threshold per channel.
 
 Sources: Bi-Real Net (Liu et al., ECCV 2018) for the piecewise quadratic estimator, BinaryNet (Courbariaux et al., 2016)
-for the clipped identity, ReActNet (Liu et al., ECCV 2020) for RSign. Deviation from the public ReActNet and BNN_NoBN
-code: `torch.sign` gives 0 at 0, a third value; here sign(0) = +1 everywhere.
+for the clipped identity, A&B BNN (CVPR 2024, arXiv 2403.03739) for the sigmoid, ReActNet (Liu et al., ECCV 2020) for
+RSign. Deviation from the public ReActNet and BNN_NoBN code: `torch.sign` gives 0 at 0, a third value; here sign(0) = +1
+everywhere.
 """
 
 from __future__ import annotations
@@ -85,6 +86,17 @@ class ClippedIdentity(SignEstimator):
         return (x.abs() <= 1).to(x.dtype)
 
 
+class SigmoidDerivative(SignEstimator):
+    """A&B BNN's estimator (CVPR 2024): the derivative of 2 sigmoid(3x) - 1, a window whose tails never end."""
+
+    name = "sigmoid"
+
+    @staticmethod
+    def slope(x: Tensor) -> Tensor:
+        """6 sigmoid(3x) sigmoid(-3x): 1.5 at 0, 0.27 at -1 and 1."""
+        return torch.sigmoid(3 * x).mul_(torch.sigmoid(-3 * x)).mul_(6)
+
+
 def get_estimator(name: str) -> type[SignEstimator]:
     """The estimator of that name.
 
@@ -101,8 +113,8 @@ def sign(x: Tensor, estimator: str = "approx") -> Tensor:
 
     Args:
         x: any shape, floating point.
-        estimator: `approx` (piecewise quadratic, derivative 2 - 2|x| on [-1, 1]), `ste` (clipped identity), or the name
-            of a subclass of `SignEstimator`.
+        estimator: `approx` (piecewise quadratic, derivative 2 - 2|x| on [-1, 1]), `ste` (clipped identity), `sigmoid`
+            (derivative of 2 sigmoid(3x) - 1), or the name of a subclass of `SignEstimator`.
 
     Returns:
         Same shape and dtype as `x`, every element exactly -1 or +1.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -20,10 +22,11 @@ POINTS = torch.cat(
 SLOPES = {
     "approx": lambda x: 2 - 2 * abs(x) if abs(x) <= 1 else 0.0,
     "ste": lambda x: 1.0 if abs(x) <= 1 else 0.0,
+    "sigmoid": lambda x: 1.5 * (1 - math.tanh(1.5 * x) ** 2),
 }
 
 
-@pytest.mark.parametrize("estimator", ["approx", "ste"])
+@pytest.mark.parametrize("estimator", SLOPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_values_are_exactly_one_and_minus_one(estimator, dtype):
     x = POINTS.to(dtype)
@@ -38,7 +41,7 @@ def test_zero_is_positive_whatever_its_sign():
     assert sign(torch.tensor([0.0, -0.0])).tolist() == [1.0, 1.0]
 
 
-@pytest.mark.parametrize("estimator", ["approx", "ste"])
+@pytest.mark.parametrize("estimator", SLOPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_slopes_against_the_formula(estimator, dtype):
     x = POINTS.to(dtype, copy=True).requires_grad_()
@@ -138,7 +141,7 @@ def test_the_threshold_is_computed_in_float32(dtype):
     assert rsign.shift.grad.dtype == torch.float32
 
 
-@pytest.mark.parametrize("estimator", ["approx", "ste"])
+@pytest.mark.parametrize("estimator", SLOPES)
 def test_torch_compile_in_one_graph(estimator):
     torch._dynamo.reset()
     torch.manual_seed(0)
