@@ -59,6 +59,8 @@ def compare(network: nn.Module, packed: PackedNetwork, images: Tensor, tolerance
     """
     if images.shape[0] == 0:
         raise InputError("images holds no image; give at least one.")
+    # A compiled network may have been traced without the hooks that follow.
+    network = getattr(network, "_orig_mod", network)
     near = torch.zeros(images.shape[0], dtype=torch.int64)
 
     def count(layer: RSign, inputs: tuple[Any, ...]) -> None:
@@ -73,8 +75,7 @@ def compare(network: nn.Module, packed: PackedNetwork, images: Tensor, tolerance
     like = next(network.parameters())
     try:
         network.eval()
-        # A compiled network may have been traced without the hooks.
-        with torch.compiler.set_stance("force_eager"), torch.autocast(like.device.type, enabled=False):
+        with torch.autocast(like.device.type, enabled=False):
             expected = network(images.to(like.device, like.dtype)).double().cpu()
     finally:
         for hook in hooks:

@@ -40,7 +40,7 @@ def choose_engine(name: EngineName) -> Literal["numba", "torch"]:
         warnings.warn(
             "numba is not installed, so packed networks run on unpacked weights, at the speed of real ones; for the "
             "fast engine: pip install 'bnfree[fast]'.",
-            stacklevel=2,
+            stacklevel=4,
         )
     return "torch"
 

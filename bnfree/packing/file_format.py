@@ -6,7 +6,8 @@ A safetensors file (8 bytes length of the header, header in JSON, tensors) whose
     format_version   1
     layout           the layers: architecture, stem, units, classifier, with shape, stride and form of every weight
     info             what `NetworkInfo` has: mean, std, image_shape, class_names, source_run, accuracy
-    checksum         SHA-256 over the rest of the table and every tensor's name, dtype, shape and bytes
+    checksum         SHA-256, in hexadecimal digits, over the rest of the table as JSON with sorted keys and without
+                     spaces, and then for each tensor, by name, a line `name dtype [shape]` and its bytes
 
 Tensors are named `stem.*`, `units.0.*`, ..., `classifier.*`. Each weight has a `scale`, float32 (O,), and by its form
 
@@ -24,6 +25,7 @@ that a network needs is bounded by a multiple of its file. The checksum finds da
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -66,6 +68,8 @@ def write(layers: PackedLayers, info: NetworkInfo, path: str | os.PathLike[str],
         unfinished.write_bytes(content)
         unfinished.replace(place)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
         raise InputError(
             f"path={str(path)!r} cannot be written ({error.strerror}); give a file in a folder."
         ) from error
@@ -158,5 +162,7 @@ def _restore(file: Any, table: dict[str, Any]) -> tuple[PackedLayers, NetworkInf
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{name} holds values that are not finite.")
+    layers = restore(table["layout"], tensors.__getitem__)
     info = NetworkInfo.from_dict(table["info"])
-    return restore(table["layout"], tensors.__getitem__), info
+    info.check(layers.in_channels, layers.num_classes)
+    return layers, info

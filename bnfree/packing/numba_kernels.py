@@ -10,6 +10,7 @@ Kernels come in pairs of one body, for one thread and for several; numba's cache
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,19 @@ from numba import njit, prange, types
 from numba.extending import intrinsic
 
 LANES = 64
-OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
+
+
+def compiled(**options: Any) -> Callable[[Callable[..., None]], Any]:
+    """`numba.njit` that keeps machine code on disk, where there is a place for it: read-only systems have none."""
+
+    def decorate(function: Callable[..., None]) -> Any:
+        options.update(nogil=True, error_model="numpy")
+        try:
+            return njit(cache=True, **options)(function)
+        except RuntimeError:
+            return njit(**options)(function)
+
+    return decorate
 
 
 @intrinsic
@@ -30,7 +43,7 @@ def popcount(typing_context: Any, word: Any) -> Any:
     return types.uint64(types.uint64), generate
 
 
-@njit(**OPTIONS)
+@compiled()
 def binarize_row(x: Any, thresholds: Any, bits: Any, image: int, row: int) -> None:
     """Bits of one row: `x` float32 (N, H, W, C), `thresholds` (C,), `bits` uint64 (N, H, W, words), written."""
     channels = x.shape[3]
@@ -44,7 +57,7 @@ def binarize_row(x: Any, thresholds: Any, bits: Any, image: int, row: int) -> No
             bits[image, row, column, word] = packed
 
 
-@njit(**OPTIONS)
+@compiled()
 def binarize(x: Any, thresholds: Any, bits: Any) -> None:
     """`binarize_row` for every row."""
     rows = x.shape[1]
@@ -52,7 +65,7 @@ def binarize(x: Any, thresholds: Any, bits: Any) -> None:
         binarize_row(x, thresholds, bits, index // rows, index % rows)
 
 
-@njit(parallel=True, **OPTIONS)
+@compiled(parallel=True)
 def binarize_threaded(x: Any, thresholds: Any, bits: Any) -> None:
     """`binarize_row` for every row, on numba's threads."""
     rows = x.shape[1]
@@ -60,7 +73,7 @@ def binarize_threaded(x: Any, thresholds: Any, bits: Any) -> None:
         binarize_row(x, thresholds, bits, index // rows, index % rows)
 
 
-@njit(**OPTIONS)
+@compiled()
 def unit_row(
     bits: Any, weights: Any, masks: Any, survivors: Any, in_channels: int, kernel_size: int, stride: int,
     shortcut: Any, scale: Any, rprelu: Any, output: Any, image: int, row: int,
@@ -120,7 +133,7 @@ def unit_row(
                 output[image, row, column, channel] = trunk + rprelu[2, channel]
 
 
-@njit(**OPTIONS)
+@compiled()
 def unit(
     bits: Any, weights: Any, masks: Any, survivors: Any, in_channels: int, kernel_size: int, stride: int,
     shortcut: Any, scale: Any, rprelu: Any, output: Any,
@@ -134,7 +147,7 @@ def unit(
         )  # fmt: skip
 
 
-@njit(parallel=True, **OPTIONS)
+@compiled(parallel=True)
 def unit_threaded(
     bits: Any, weights: Any, masks: Any, survivors: Any, in_channels: int, kernel_size: int, stride: int,
     shortcut: Any, scale: Any, rprelu: Any, output: Any,

@@ -64,8 +64,8 @@ class PackedNetwork:
             raise InputError(f"images has shape {shape}; the network takes (N, {self.in_channels}, H, W).")
         if not images.is_floating_point() or images.device.type != "cpu":
             raise InputError(
-                f"images is {images.dtype} on {images.device}; packed networks take normalised images in floating point "
-                "on the CPU."
+                f"images is {images.dtype} on {images.device}; packed networks take normalised images in floating "
+                "point on the CPU."
             )
         if self._units is None:
             self._units = [(Shortcut(unit), prepare_unit(unit, self.engine)) for unit in self.layers.units]
@@ -135,10 +135,7 @@ def load(path: str | os.PathLike[str], engine: EngineName = "auto") -> PackedNet
         engine: see `PackedNetwork`.
 
     Raises:
-        InputError: no such file, or one that is damaged, of another kind or of another version.
+        InputError: no such file, or one that is damaged, of another kind or of another version; an unknown engine, or
+            numba where it is not installed.
     """
-    layers, info = read(path)
-    try:
-        return PackedNetwork(layers, info, engine)
-    except InputError as error:
-        raise InputError(f"path={str(path)!r} is not a valid packed network: {error}") from error
+    return PackedNetwork(*read(path), engine)
