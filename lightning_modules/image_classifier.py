@@ -51,7 +51,8 @@ class ImageClassifier(LightningModule):
         weight_decay_on: `convolutions`: latent weights of convolutions only; `public_code`: also gains and shifts, as
             in the public BNN_NoBN code; `all`: every parameter.
         init_from: checkpoint whose weights, and nothing else, a fresh run starts from: one of this project's, a plain
-            state dict of the backbone, or one of the public BNN_NoBN or ReActNet code. Strict.
+            state dict of the backbone, a ticket file (the masks, and the weights that its training starts from again),
+            or one of the public BNN_NoBN or ReActNet code. Strict.
         calibration: what is measured on training images before the first step: `full`: beta, the shifts of RSign and
             RPReLU, and the gains; `beta_and_shift`: beta and the shifts of RSign; `none`: nothing, the analytic beta.
         calibration_images: number of training images to calibrate on.

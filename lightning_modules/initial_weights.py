@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -10,28 +11,33 @@ from bnfree.backbones import ReActNet18
 from bnfree.backbones.residual import Variant
 from bnfree.errors import InputError
 from bnfree.reference import is_public_checkpoint, load_checkpoint
-from bnfree.state_dicts import read_state_dict
+from bnfree.state_dicts import read_checkpoint_file, read_state_dict
+from bnfree.tickets import is_ticket, read_ticket
 from lightning_modules.torchvision_network import TorchvisionNetwork
 
 
-def load_initial_weights(backbone: nn.Module, path: str | Path, argument: str = "init_from") -> None:
+def load_initial_weights(
+    backbone: nn.Module, path: str | Path, argument: str = "init_from", trained_ticket: bool = False
+) -> None:
     """Loads the weights of a checkpoint into `backbone`, strictly.
 
     Reads checkpoints written by this project's modules (the weights under `backbone.`), a plain state dict of the
-    backbone (of a `TorchvisionNetwork`: also one of torchvision's model), and checkpoints of the public BNN_NoBN and
-    ReActNet code. Beta and masks come along, since they are part of the state dict; optimizer, epoch and learning rate
-    do not.
+    backbone (of a `TorchvisionNetwork`: also one of torchvision's model), ticket files (`bnfree.tickets`), and
+    checkpoints of the public BNN_NoBN and ReActNet code. Beta and masks come along, since they are part of the state
+    dict; optimizer, epoch and learning rate do not.
 
     Args:
         backbone: the network to fill; it keeps its weights when anything fails.
         path: checkpoint file, opened with `weights_only=True`.
         argument: what the messages call the file.
+        trained_ticket: of a ticket take the weights that it was found with, and not those that its training starts
+            from again.
 
     Raises:
-        InputError: no such file, not a checkpoint, or weights of another architecture.
+        InputError: no such file, not a checkpoint, a damaged ticket, or weights of another architecture.
     """
     given = f"{argument}={str(path)!r}"
-    weights = _read_weights(Path(path), backbone, given)
+    weights = _read_weights(Path(path), backbone, given, trained_ticket)
     current = backbone.state_dict()
     optional = {key for key in set(weights) - set(current) if key.endswith(".mask")}
     missing, unexpected = sorted(set(current) - set(weights)), sorted(set(weights) - set(current) - optional)
@@ -46,8 +52,12 @@ def load_initial_weights(backbone: nn.Module, path: str | Path, argument: str = 
     backbone.load_state_dict(weights, strict=True)
 
 
-def _read_weights(path: Path, backbone: nn.Module, given: str) -> dict[str, Tensor]:
-    weights = read_state_dict(path, given)
+def _read_weights(path: Path, backbone: nn.Module, given: str, trained_ticket: bool) -> dict[str, Tensor]:
+    content = read_checkpoint_file(path, given)
+    if is_ticket(content):
+        ticket = read_ticket(content, given)
+        return ticket.state_dict if trained_ticket else ticket.start()
+    weights = read_state_dict(content if isinstance(content, Mapping) else {}, given)
     if is_public_checkpoint(weights):
         return _public_weights(weights, given, backbone)
     weights = {key.replace("_orig_mod.", ""): value for key, value in weights.items()}

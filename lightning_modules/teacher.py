@@ -86,7 +86,7 @@ class Teacher:
                 if isinstance(network, TorchvisionNetwork) and self.weights in network.torchvision_weights:
                     network.load_torchvision_weights(self.weights)
                 else:
-                    load_initial_weights(network, self.weights, "teacher.weights")
+                    load_initial_weights(network, self.weights, "teacher.weights", trained_ticket=True)
         self._loaded = network.eval().requires_grad_(False)
         if image_shape is not None:
             self._try(num_classes, image_shape)

@@ -18,6 +18,7 @@ from torch import nn
 
 from bnfree.costs import NetworkCost, count_ops
 from bnfree.errors import InputError
+from bnfree.tickets import is_ticket, read_ticket
 from lightning_modules.command import training as _short_names  # noqa: F401
 from lightning_modules.command.arguments import complete_arguments
 from lightning_modules.command.checkpoints import check_weights, read_checkpoint
@@ -144,13 +145,16 @@ def _build(config: Namespace) -> tuple[nn.Module, str]:
 
 
 def _load(network: nn.Module, prefix: str, path: str, weights_only: bool) -> None:
-    """Loads weights and masks."""
+    """Loads weights and masks of a checkpoint, or of a ticket file, whose names are those of the network alone."""
     checkpoint = read_checkpoint(path, weights_only)
-    weights = {
-        key.removeprefix(prefix).replace("_orig_mod.", ""): value
-        for key, value in checkpoint["state_dict"].items()
-        if key.startswith(prefix)
-    }
+    if is_ticket(checkpoint):
+        weights = read_ticket(checkpoint, f"ckpt_path={path!r}").state_dict
+    else:
+        weights = {
+            key.removeprefix(prefix).replace("_orig_mod.", ""): value
+            for key, value in checkpoint["state_dict"].items()
+            if key.startswith(prefix)
+        }
     check_weights(network.state_dict(), weights, type(network).__name__, checkpoint, path)
     network.load_state_dict(weights)
 

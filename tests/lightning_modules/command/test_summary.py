@@ -12,6 +12,7 @@ import torch
 
 from bnfree.backbones import ReActNet18
 from bnfree.costs import count_ops
+from bnfree.tickets import Ticket, apply, prune, save_ticket
 from lightning_modules.cli import main
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -203,6 +204,26 @@ def test_masks_of_a_checkpoint_count(run, summary, tmp_path):
     assert pruned["totals"]["density"] < 1 == dense["totals"]["density"]
     bits = [sum(row["bits"] for row in said["layers"]) for said in (dense, pruned)]
     assert bits[1] - bits[0] == 144
+
+
+def test_a_ticket_file_with_and_without_what_it_takes_to_build_its_network(run, summary, complaint, project):
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    network = ReActNet18(10, width=4, in_channels=1)
+    apply(network, prune(network, 0.3))
+    found = {"score": "standardized", "scope": "global", "density": 0.3}
+    save_ticket(Ticket.of(network, config=content, **found), project / "ticket.pt")
+    said = summary("ticket.pt", "--image_shape=1,8,8")
+    cost = count_ops(network, (1, 8, 8))
+    assert said["network"] == "ReActNet18"
+    assert said["totals"] == {name: getattr(cost, name) for name in TOTALS}
+    save_ticket(Ticket.of(network, **found), project / "bare.pt")
+    options = [f"--config={CONFIGS / 'quickstart.yaml'}", "--model.backbone.width=4", "--image_shape=1,8,8"]
+    assert summary("bare.pt", *options) == {**said, "checkpoint": "bare.pt"}
+    assert "does not say which model it was written by" in complaint("summary", "bare.pt", "--image_shape=1,8,8")
+    broken = torch.load("bare.pt", weights_only=True)
+    broken["state_dict"]["classifier.bias"] += 1
+    torch.save(broken, "bare.pt")
+    assert "ckpt_path='bare.pt' is damaged or was edited" in complaint("summary", "bare.pt", *options)
 
 
 def test_the_weights_of_a_checkpoint_are_read_not_those_of_a_fresh_network(run, summary, tmp_path):
