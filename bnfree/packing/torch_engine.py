@@ -27,4 +27,12 @@ class TorchUnit:
         signs = (x >= self.thresholds).float().mul_(2).sub_(1)
         sums = F.conv2d(signs, self.weight, None, self.stride, (self.weight.shape[-1] - 1) // 2)
         trunk = sums.mul_(self.scale).add_(shortcut).add_(self.shift_in)
-        return torch.where(trunk > 0, trunk, trunk * self.slope).add_(self.shift_out)
+        return _channels_last(torch.where(trunk > 0, trunk, trunk * self.slope).add_(self.shift_out))
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    # Where a size is 1, torch takes several strides for channels-last and computes what follows one way or the other,
+    # which rounds differently; those of the numba engine are these.
+    batch, channels, height, width = x.shape
+    strides = (height * width * channels, 1, width * channels, channels)
+    return x.permute(0, 2, 3, 1).contiguous().as_strided(x.shape, strides)

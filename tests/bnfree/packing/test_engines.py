@@ -123,14 +123,23 @@ def test_threads_change_nothing():
 
 
 WITHOUT_CACHE = """
-import numba.core.caching
-numba.core.caching._CacheImpl._locator_classes = []
+from numba.core.dispatcher import Dispatcher
+def no_place(self):
+    raise RuntimeError("cannot cache function: no locator available")
+Dispatcher.enable_caching = no_place
 import torch
 from packable_networks import TwoUnits, images, scatter
 from bnfree.packing import pack
 network, x = scatter(TwoUnits()), images(0, 2, 2, 6, 6)
 assert torch.equal(pack(network, engine="numba")(x), pack(network, engine="torch")(x))
 """
+
+
+@pytest.mark.slow
+def test_numba_is_imported_on_first_use():
+    program = "import sys, bnfree.packing; print('numba' in sys.modules)"
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "False"
 
 
 @pytest.mark.slow
