@@ -29,6 +29,7 @@ import contextlib
 import hashlib
 import json
 import os
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ FORMAT_VERSION = 1
 ENTRY = "bnfree.packed"
 LARGEST_FILE = 1 << 30
 LARGEST_HEADER = 1 << 22
+LONGEST_REASON = 300
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.int8: "I8", torch.uint8: "U8"}
 
 
@@ -56,12 +58,22 @@ def write(layers: PackedLayers, info: NetworkInfo, path: str | os.PathLike[str],
     The same network gives the same bytes.
 
     Raises:
-        InputError: unknown form of masks, or a place that cannot be written to.
+        InputError: unknown form of masks, a network or a header beyond what `read` accepts, or a place that cannot be
+            written to.
     """
     layout, tensors = store(layers, masks)
+    try:
+        expected_tensors(layout)
+    except InputError as error:
+        raise InputError(f"the network does not fit into the format: {error}") from error
     table = {"format_version": FORMAT_VERSION, "layout": layout, "info": info.to_dict()}
     table["checksum"] = checksum(table, tensors)
     content = serialize(tensors, metadata={ENTRY: json.dumps(table, separators=(",", ":"))})
+    if int.from_bytes(content[:8], "little") > LARGEST_HEADER or len(content) > LARGEST_FILE:
+        raise InputError(
+            f"the file would have {len(content)} bytes (at most {LARGEST_FILE}) and a header above {LARGEST_HEADER} "
+            "bytes; shorten class_names and source_run."
+        )
     place = Path(path)
     unfinished = place.with_name(f".{place.name}.unfinished")
     try:
@@ -89,7 +101,10 @@ def read(path: str | os.PathLike[str]) -> tuple[PackedLayers, NetworkInfo]:
             try:
                 return _restore(file, table)
             except InputError as error:
-                raise InputError(f"{given} is not a valid packed network: {error}") from error
+                reason = str(error)
+                if len(reason) > LONGEST_REASON:
+                    reason = reason[:LONGEST_REASON] + "... ."
+                raise InputError(f"{given} is not a valid packed network: {reason}") from error
     except InputError:
         raise
     except Exception as error:
@@ -136,8 +151,8 @@ def _parse(entry: str | None, given: str) -> dict[str, Any]:
     version = table.get("format_version") if isinstance(table, dict) else None
     if version != FORMAT_VERSION or isinstance(version, bool):
         raise InputError(
-            f"{given} has the format version {version!r}, this bnfree reads {FORMAT_VERSION}; pack the network again, "
-            "or install the bnfree that wrote it."
+            f"{given} has the format version {reprlib.repr(version)}, this bnfree reads {FORMAT_VERSION}; pack the "
+            "network again, or install the bnfree that wrote it."
         )
     return table
 

@@ -21,7 +21,7 @@ from bnfree.packing.real_weights import PRECISIONS, RealWeight
 Masks = Literal["planes", "digits"]
 # Wide enough for every network of the kind, and small enough that no file asks for much more memory than its own size:
 # the runtime gives each tap of a narrow kernel 64 channels.
-LARGEST_KERNEL = 15
+LARGEST_KERNEL = 7
 LARGEST_CHANNELS = 1 << 20
 
 

@@ -86,7 +86,8 @@ class PackedNetwork:
                 weight either way.
 
         Raises:
-            InputError: unknown `masks`, or a place that cannot be written to.
+            InputError: unknown `masks`, a kernel above 7x7 or names of more than 4 MiB, which no file can have, or a
+                place that cannot be written to.
         """
         write(self.layers, self.info, path, masks)
 

@@ -33,6 +33,6 @@ class TorchUnit:
 def _channels_last(x: Tensor) -> Tensor:
     # Where a size is 1, torch takes several strides for channels-last and computes what follows one way or the other,
     # which rounds differently; those of the numba engine are these.
-    batch, channels, height, width = x.shape
+    channels, height, width = x.shape[1:]
     strides = (height * width * channels, 1, width * channels, channels)
     return x.permute(0, 2, 3, 1).contiguous().as_strided(x.shape, strides)

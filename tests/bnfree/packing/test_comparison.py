@@ -25,6 +25,15 @@ def test_activations_on_their_threshold_are_counted():
     assert compare(network, packed, x, tolerance=1e-5).near_threshold == 3 * 2 * 5 * 4
 
 
+def test_in_a_layer_of_large_signals_nearness_is_relative():
+    network = scatter(TwoUnits(width=3, norm="none"))
+    with torch.no_grad():
+        network.stem.convolution.weight.zero_()
+        network.body[0].rsign.shift.copy_(torch.tensor([1e3, -1e3, 5e-4]))
+    x = images(0, 2, 2, 5, 4)
+    assert compare(network, pack(network, "float32"), x).near_threshold == 2 * 5 * 4
+
+
 def test_a_single_wrong_bit_is_not_explained():
     network = scatter(TwoUnits(width=3))
     x = images(0, 8, 2, 6, 6)

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save_file as save_tensors
 
+from bnfree.convolution import BinaryConv2d
 from bnfree.errors import InputError
 from bnfree.packing import NetworkInfo, load, pack
 from bnfree.packing.layers import tensors_of
@@ -123,6 +124,17 @@ def test_a_place_that_cannot_be_written_to_is_refused(packed, tmp_path, place):
     assert not list(tmp_path.parent.glob(".*.unfinished"))
 
 
+def test_what_could_not_be_read_again_is_not_written(tmp_path):
+    network = scatter(TwoUnits())
+    names = ("x" * 5_000_000, "b", "c", "d")
+    with pytest.raises(InputError, match="shorten class_names"):
+        pack(network, info=NetworkInfo(class_names=names), engine="torch").save(tmp_path / "file")
+    network.body[0].convolution = BinaryConv2d(3, 3, 9, padding=4)
+    with pytest.raises(InputError, match="kernel of .9, 9."):
+        pack(network, engine="torch").save(tmp_path / "file")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_that_is_replaced_does_not_change_the_network(path):
     loaded = load(path, engine="torch")
     before = loaded(X)
@@ -188,10 +200,10 @@ HOSTILE = {
     "shorter": (changed_tensors("units.0.signs", lambda t: t[:-1].clone()), "units.0.signs is U8"),
     "missing": (lambda table, tensors: tensors.pop("units.1.thresholds"), "missing or surplus.*units.1.thresholds"),
     "surplus": (changed_tensors("stem.bias", lambda t: t) and (lambda _, t: t.update(more=torch.ones(1))), "'more'"),
-    "huge": (changed_layout("layout", "units", 0, "shape", value=[1 << 20, 1 << 20, 15, 15]), "channels in front"),
+    "huge": (changed_layout("layout", "units", 0, "shape", value=[1 << 20, 1 << 20, 7, 7]), "channels in front"),
     "huge_classifier": (changed_layout("layout", "classifier", "shape", value=[1 << 20, 6]), r"classifier\.\w+ is"),
     "too_huge": (changed_layout("layout", "stem", "shape", value=[1 << 70, 2, 3, 3]), "stem.shape is not an integer"),
-    "kernel": (changed_layout("layout", "stem", "shape", value=[3, 2, 101, 101]), "at most 15"),
+    "kernel": (changed_layout("layout", "stem", "shape", value=[3, 2, 101, 101]), "at most 7"),
     "even": (changed_layout("layout", "units", 0, "shape", value=[3, 3, 2, 2]), "odd"),
     "stride": (changed_layout("layout", "units", 0, "stride", value=0), "units.0.stride"),
     "boolean": (changed_layout("layout", "units", 0, "stride", value=True), "units.0.stride"),
@@ -206,6 +218,7 @@ HOSTILE = {
     "names": (changed_layout("info", "class_names", value=["a"]), "class_names has 1 names"),
     "accuracy": (changed_layout("info", "accuracy", value=10**400), "accuracy"),
     "info": (changed_layout("info", value={"code": "import os"}), "info"),
+    "long": (changed_layout("layout", "stem", "form", value="x" * 1000), r"form 'x{200,300}\.\.\. \.$"),
     "entry": (changed_layout("more", value=1), "entries"),
 }
 
