@@ -32,7 +32,7 @@ class Comparison:
     """Activations so near their threshold that rounding decides their sign."""
     unexplained: int
     """Images without such an activation that get another class or logits that differ by more than 1e-3 of the largest.
-    Must be 0 if the real layers have been packed in float32."""
+    Must be 0 if the real layers have been packed in float32, as classifiers need not be."""
 
     @property
     def agreement(self) -> float:

@@ -53,7 +53,7 @@ def test_a_single_wrong_bit_is_not_explained():
 
 def test_differences_are_those_of_the_logits():
     network = scatter(TwoUnits())
-    packed, x = pack(network, "int8"), images(0, 8, 2, 6, 6)
+    packed, x = pack(network, "int8", "int8"), images(0, 8, 2, 6, 6)
     expected, logits = network(x).detach(), packed(x)
     result = compare(network, packed, x)
     assert result.images == 8

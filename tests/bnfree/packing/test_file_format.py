@@ -67,7 +67,7 @@ def rewrite(path, table, tensors, sign=True):
 @pytest.mark.parametrize("binary_shortcut", [True, False])
 def test_everything_comes_back(tmp_path, precision, masks, binary_shortcut):
     network = scatter(TwoUnits(binary_shortcut=binary_shortcut), density=0.6)
-    packed = pack(network, precision, INFO, engine="torch")
+    packed = pack(network, precision, precision, INFO, engine="torch")
     packed.save(tmp_path / "file", masks=masks)
     loaded = load(tmp_path / "file", engine="torch")
     assert loaded.info == INFO
@@ -89,7 +89,8 @@ def test_the_file_describes_itself(path):
         "source_run": "runs/first", "accuracy": 0.875,
     }  # fmt: skip
     tensors = load_file(path)
-    assert tensors["stem.weight"].dtype == torch.float16
+    assert tensors["stem.weight"].dtype == torch.float32
+    assert tensors["classifier.weight"].dtype == torch.float16
     assert tensors["units.0.signs"].dtype == torch.uint8
     assert tensors["units.1.thresholds"].shape == (3,)
 
