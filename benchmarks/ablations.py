@@ -53,7 +53,7 @@ ROWS: dict[str, dict[str, str]] = {
     "learning rate, batch_norm": {
         f"batch_norm, {lr}": f"--model.backbone.norm=batch_norm --model.optimizer.lr={lr}" for lr in ("2e-3", "8e-3")
     },
-    "warm-up": {"40 steps": "--model.lr_scheduler=lightning_modules.LinearDecay --model.lr_scheduler.warmup=40"},
+    "warm-up": {"40 steps": "--model.lr_scheduler.warmup=40"},
     "gradient clipping": {
         "off": "--trainer.callbacks=[]",
         "0.001": f"{CLIP}0.001",
