@@ -6,10 +6,14 @@ Sources: Bi-Real Net (ECCV 2018) for the layout, ReActNet (ECCV 2020, github.com
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 from torch import nn
 
-from bnfree.backbones.residual import Norm, ReActNet, ResidualUnit, Stem, StemKind, Variant
+from bnfree.backbones.residual import BlockNames, Norm, ReActNet, ResidualUnit, Stem, StemKind, Variant
 from bnfree.backbones.variance import normalizer_free_betas, public_betas_reactnet18
+from bnfree.errors import InputError
 
 BLOCKS_PER_STAGE = [4, 4, 4, 4]
 
@@ -48,23 +52,31 @@ class ReActNet18(ReActNet):
         in_channels: int = 3,
         estimator: str = "approx",
         binary_shortcut: bool | None = None,
+        blocks_per_stage: list[int] | None = None,
     ) -> None:
+        depths = list(BLOCKS_PER_STAGE if blocks_per_stage is None else blocks_per_stage)
+        if len(depths) != len(BLOCKS_PER_STAGE) or any(type(blocks) is not int or blocks < 1 for blocks in depths):
+            raise InputError(
+                f"blocks_per_stage={blocks_per_stage} must be four whole numbers of at least 1, such as "
+                f"{BLOCKS_PER_STAGE}."
+            )
         if alpha is None:
             alpha = 0.2 if reference else 0.5
         if binary_shortcut is None:
             binary_shortcut = reference
         variant = Variant(norm, binary_weights, binary_shortcut, alpha, reference, estimator)
         super().__init__(num_classes, in_channels, width, stem, variant)
+        self.blocks_per_stage = depths
         imagenet = stem == "imagenet"
         self.stem = Stem(in_channels, width, 7 if imagenet else 3, 2 if imagenet else 1, imagenet, variant)
         if reference:
-            betas = public_betas_reactnet18(BLOCKS_PER_STAGE, alpha)
+            betas = public_betas_reactnet18(depths, alpha)
         else:
-            first_of_stage = [s > 0 and b == 0 for s, blocks in enumerate(BLOCKS_PER_STAGE) for b in range(blocks)]
+            first_of_stage = [s > 0 and b == 0 for s, blocks in enumerate(depths) for b in range(blocks)]
             betas = normalizer_free_betas(first_of_stage, alpha)
         remaining = iter(betas)
         stages, channels = [], width
-        for stage, blocks in enumerate(BLOCKS_PER_STAGE):
+        for stage, blocks in enumerate(depths):
             units = []
             for block in range(blocks):
                 transition = stage > 0 and block == 0
@@ -76,3 +88,15 @@ class ReActNet18(ReActNet):
             stages.append(nn.Sequential(*units))
         self.body = nn.Sequential(*stages)
         self.classifier = nn.Linear(channels, num_classes)
+
+    @property
+    def depth(self) -> dict[str, list[int]]:
+        """The argument that decides the depth."""
+        return {"blocks_per_stage": self.blocks_per_stage}
+
+    @staticmethod
+    def block_names(names: Iterable[str]) -> BlockNames:
+        """The blocks in the names of a state dict of a network of any depth; every stage is elastic."""
+        found = (re.match(r"body\.(\d+)\.(\d+)\.", name) for name in names)
+        pairs = sorted({(int(match[1]), int(match[2])) for match in found if match})
+        return BlockNames([[f"body.{s}.{b}" for s, b in pairs if s == stage] for stage in sorted(dict(pairs))], [])

@@ -6,13 +6,19 @@ github.com/VITA-Group/BNN_NoBN) for the BN-free form.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 from torch import nn
 
-from bnfree.backbones.residual import Norm, ReActNet, ResidualUnit, Stem, StemKind, Variant
+from bnfree.backbones.residual import BlockNames, Norm, ReActNet, ResidualUnit, Stem, StemKind, Variant
 from bnfree.backbones.variance import normalizer_free_betas, public_betas_reactnet_a
+from bnfree.errors import InputError
 
 # Output channels of each block as a multiple of the stem's, and its stride.
 BLOCKS = [(2, 1), (4, 2), (4, 1), (8, 2), (8, 1), (16, 2), *[(16, 1)] * 5, (32, 2), (32, 1)]
+# How many of them come before the equal ones, and after.
+BEFORE, AFTER = 6, 2
 
 
 class ReActNetA(ReActNet):
@@ -30,6 +36,8 @@ class ReActNetA(ReActNet):
             alpha 0.2, no calibration.
         in_channels: channels of the images.
         estimator: gradient estimator of the binary activations, see `bnfree.binarize.sign`.
+        repeated_blocks: number of equal blocks in the stage that is 16 times as wide as the stem (512 channels as
+            published), at least 1; 5 as published.
 
     Raises:
         InputError: an argument out of range or an unknown choice.
@@ -46,18 +54,23 @@ class ReActNetA(ReActNet):
         reference: bool = False,
         in_channels: int = 3,
         estimator: str = "approx",
+        repeated_blocks: int = 5,
     ) -> None:
+        if repeated_blocks < 1:
+            raise InputError(f"repeated_blocks={repeated_blocks} must be at least 1.")
         if alpha is None:
             alpha = 0.2 if reference else 0.5
         variant = Variant(norm, binary_weights, False, alpha, reference, estimator)
         super().__init__(num_classes, in_channels, width, stem, variant)
+        self.repeated_blocks = repeated_blocks
+        layout = [*BLOCKS[:BEFORE], *[BLOCKS[BEFORE]] * repeated_blocks, *BLOCKS[-AFTER:]]
         self.stem = Stem(in_channels, width, 3, 2 if stem == "imagenet" else 1, False, variant)
         if reference:
-            betas = public_betas_reactnet_a([stride == 2 for _, stride in BLOCKS], alpha)
+            betas = public_betas_reactnet_a([stride == 2 for _, stride in layout], alpha)
         else:
-            betas = normalizer_free_betas([t for _, stride in BLOCKS for t in (stride == 2, False)], alpha)
+            betas = normalizer_free_betas([t for _, stride in layout for t in (stride == 2, False)], alpha)
         blocks, channels = [], width
-        for (multiple, stride), beta_3x3, beta_1x1 in zip(BLOCKS, betas[::2], betas[1::2], strict=True):
+        for (multiple, stride), beta_3x3, beta_1x1 in zip(layout, betas[::2], betas[1::2], strict=True):
             blocks.append(
                 nn.Sequential(
                     ResidualUnit(channels, channels, 3, stride, False, beta_3x3, variant),
@@ -67,3 +80,18 @@ class ReActNetA(ReActNet):
             channels = width * multiple
         self.body = nn.Sequential(*blocks)
         self.classifier = nn.Linear(channels, num_classes)
+
+    @property
+    def depth(self) -> dict[str, int]:
+        """The argument that decides the depth."""
+        return {"repeated_blocks": self.repeated_blocks}
+
+    @staticmethod
+    def block_names(names: Iterable[str]) -> BlockNames:
+        """The blocks in the names of a state dict of a network of any depth; one stage is elastic.
+
+        Its first block is the one that halves the resolution, the others are the equal ones.
+        """
+        numbers = sorted({int(m[1]) for m in (re.match(r"body\.(\d+)\.", name) for name in names) if m})
+        blocks = [f"body.{number}" for number in numbers]
+        return BlockNames([blocks[BEFORE - 1 : -AFTER]], blocks[: BEFORE - 1] + blocks[-AFTER:])

@@ -60,6 +60,16 @@ class Variant:
         return nn.BatchNorm2d(channels) if self.norm == "batch_norm" else None
 
 
+@dataclass(frozen=True)
+class BlockNames:
+    """The blocks of a network's body by name: what elastic tickets stretch, and what they leave alone."""
+
+    elastic: list[list[str]]
+    """For each stage whose depth can differ its blocks in order, the first one (which changes the shape) included."""
+    fixed: list[str]
+    """All other blocks, in order."""
+
+
 class Stem(nn.Module):
     """The real-valued first convolution, with batch norm in the twin and max pooling on request.
 
