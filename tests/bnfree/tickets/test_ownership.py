@@ -167,6 +167,18 @@ def test_the_p_value_is_the_tail_over_all_outcomes():
         assert found.p_value == pytest.approx(tail, rel=1e-10)
 
 
+def test_the_p_value_of_an_untouched_mark_is_the_chance_of_all_its_bits():
+    weights, masks = ticket(0.1)
+    signed, signature = sign(masks, KEY, magnitudes=weights)
+    chance = 1.0
+    for name, (filters, channels, count) in signature.layers.items():
+        share = occupancy(signed[name]).double().mean().item()
+        for bit in mark_of(KEY, "", name, filters, channels, count)[1]:
+            chance *= share if bit else 1 - share
+    assert 0 < chance < 1e-60
+    assert verify(signed, KEY, signature).p_value == pytest.approx(chance, rel=1e-9)
+
+
 def test_masks_without_information_prove_nothing():
     weights, masks = ticket(0.1)
     _, signature = sign(masks, KEY, magnitudes=weights)
