@@ -50,9 +50,6 @@ ROWS: dict[str, dict[str, str]] = {
     },
     "alpha": {f"{alpha}": f"--model.backbone.alpha={alpha}" for alpha in (0.2, 0.25, 1.0)},
     "learning rate": {f"{lr}": f"--model.optimizer.lr={lr}" for lr in ("2e-3", "8e-3", "1.2e-2")},
-    "learning rate, batch_norm": {
-        f"batch_norm, {lr}": f"--model.backbone.norm=batch_norm --model.optimizer.lr={lr}" for lr in ("2e-3", "8e-3")
-    },
     "warm-up": {"40 steps": "--model.lr_scheduler.warmup=40"},
     "gradient clipping": {
         "off": "--trainer.callbacks=[]",
