@@ -148,7 +148,10 @@ def run(factor: str, name: str, seed: int, options: argparse.Namespace) -> None:
 def table(rows: list[tuple[str, str]], options: argparse.Namespace) -> str:
     """The Markdown table of what has been run."""
     default = _accuracies("norm", "bn_free (default)", options)
-    lines = ["| factor | setting | seeds | mean | against the default, same seeds |", "| --- | --- | --- | --- | --- |"]
+    lines = [
+        "| factor | setting | seeds | mean | against the default, same seeds | options |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for factor, name in rows:
         reached = _accuracies(factor, name, options)
         if not reached:
@@ -157,7 +160,9 @@ def table(rows: list[tuple[str, str]], options: argparse.Namespace) -> str:
         differences = [reached[seed] - default[seed] for seed in common]
         against = f"{statistics.mean(differences):+.1f}" if differences and reached != default else ""
         each = " / ".join(f"{value:.1f}" for _, value in sorted(reached.items()))
-        lines.append(f"| {factor} | {name} | {each} | {statistics.mean(reached.values()):.1f} | {against} |")
+        mean = statistics.mean(reached.values())
+        command = f"`{ROWS[factor][name]}`" if ROWS[factor][name] else ""
+        lines.append(f"| {factor} | {name} | {each} | {mean:.1f} | {against} | {command} |")
     return "\n".join(lines)
 
 
