@@ -4,3 +4,12 @@ import os
 
 # The tensors here are small: more threads gain nothing, and on a busy machine they wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """The same random numbers for a test, whichever tests the process has run before."""
+    torch.manual_seed(0)
