@@ -225,7 +225,15 @@ class ImageDataModule(LightningDataModule):
         Lightning restores loaders too, but not those that exist by then: a module that asks for
         `trainer.estimated_stepping_batches` has them made before.
         """
-        return {"train": self._open_loaders["train"].state_dict()} if "train" in self._open_loaders else {}
+        if "train" not in self._open_loaders:
+            return {}
+        position = self._open_loaders["train"].state_dict()
+        if self.trainer is not None:
+            # A signal, such as a cluster's before it takes the job away, saves in the midst of a step: the batch that
+            # has been handed out by then has not been trained on.
+            processed = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+            position["batches"] = min(position["batches"], processed)
+        return {"train": position}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the position for the next training loader."""
