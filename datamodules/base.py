@@ -231,8 +231,8 @@ class ImageDataModule(LightningDataModule):
         if self.trainer is not None:
             # A signal, such as a cluster's before it takes the job away, saves in the midst of a step: the batch that
             # has been handed out by then has not been trained on.
-            processed = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
-            position["batches"] = min(position["batches"], processed)
+            progress = cast(Any, self.trainer.fit_loop.epoch_loop.batch_progress.current)
+            position["batches"] = min(position["batches"], progress.processed)
         return {"train": position}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -8,19 +8,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightning_modules.distilled_classifier import DistilledClassifier
     from lightning_modules.image_classifier import ImageClassifier
-    from lightning_modules.linear_decay import LinearDecay
     from lightning_modules.teacher import Teacher
     from lightning_modules.torchvision_network import TorchvisionNetwork
 
 _MODULES = {
     "DistilledClassifier": "distilled_classifier",
     "ImageClassifier": "image_classifier",
-    "LinearDecay": "linear_decay",
     "Teacher": "teacher",
     "TorchvisionNetwork": "torchvision_network",
 }
 
-__all__ = ["DistilledClassifier", "ImageClassifier", "LinearDecay", "Teacher", "TorchvisionNetwork"]
+__all__ = ["DistilledClassifier", "ImageClassifier", "Teacher", "TorchvisionNetwork"]
 
 
 def __getattr__(name: str) -> Any:
