@@ -30,7 +30,9 @@ class StageResult:
 
     def sentence(self) -> str:
         """The accuracies in words."""
-        parts = [f"{name} {value:.4f}" for name, value in (("val/acc", self.last), ("best", self.best)) if value]
+        parts = [
+            f"{name} {value:.4f}" for name, value in (("val/acc", self.last), ("best", self.best)) if value is not None
+        ]
         parts += [f"{name} {value:.4f}" for name, value in self.test.items() if name.startswith("test/acc")]
         return ", ".join(parts) or f"{self.epochs} epochs"
 
