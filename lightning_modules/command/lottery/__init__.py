@@ -1,0 +1,1 @@
+"""`bnfree lottery`: finding, checking and reporting lottery tickets."""
