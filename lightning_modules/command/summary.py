@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
-import re
 import sys
-from argparse import SUPPRESS
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ActionConfigFile, Namespace
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from torch import nn
-
 from bnfree.costs import NetworkCost, count_ops
 from bnfree.errors import InputError
-from bnfree.tickets import is_ticket, read_ticket
-from lightning_modules.command import training as _short_names  # noqa: F401
 from lightning_modules.command.arguments import complete_arguments
-from lightning_modules.command.checkpoints import check_weights, read_checkpoint
 from lightning_modules.command.cost_table import LEGEND, cost_table, cost_totals
-from lightning_modules.command.explanations import explain, first_cause
-from lightning_modules.command.parser import CommandParser, ParseFailure, add_arguments
+from lightning_modules.command.explanations import explain
+from lightning_modules.command.network import add_network_arguments, build_network, image_shape, load_weights
+from lightning_modules.command.parser import CommandParser, ParseFailure
 from lightning_modules.command.quiet import quieten
 from lightning_modules.command.run_directory import CHECKPOINTS, CONFIG, latest_config
 
@@ -55,10 +46,10 @@ def run(arguments: Sequence[str]) -> None:
         config = parser.parse_args(arguments[1:])
     except ParseFailure as failure:
         raise InputError(explain(failure.message, arguments, {arguments[0]: parser})) from None
-    network, prefix = _build(config)
+    network, prefix = build_network(config)
     if config.ckpt_path is not None:
-        _load(network, prefix, config.ckpt_path, config.weights_only is not False)
-    cost = count_ops(network, _image_shape(config, network))
+        load_weights(network, prefix, config.ckpt_path, config.weights_only is not False)
+    cost = count_ops(network, image_shape(config, network))
     name = type(network).__name__
     if config.json:
         print(json.dumps(_as_dict(cost, name, config.ckpt_path), indent=2))
@@ -98,90 +89,15 @@ def _options_of(source: str) -> list[str]:
 
 
 def _parser() -> CommandParser:
-    """A parser that accepts every key of the config of a fit, and shows those that a summary needs."""
     parser = CommandParser(
         prog="bnfree summary",
         usage="bnfree summary CONFIG|RUN|CHECKPOINT [options]",
         description=DESCRIPTION,
         allow_abbrev=False,
     )
-    parser.add_argument("-c", "--config", action=ActionConfigFile, help="Another YAML config on top of the first.")
-    parser.add_argument(
-        "--image_shape",
-        type=str | None,
-        default=None,
-        help="C,H,W of the images to count for; by default those of the data section, which are not looked for.",
-    )
     parser.add_argument("--json", action="store_true", help="Print JSON, with plain numbers, in place of the table.")
-    parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
-    shown = {id(action) for action in parser._actions}
-    parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True, required=False)
-    parser.add_argument("--seed_everything", type=bool | int, default=0)
-    parser.add_lightning_class_args(Trainer, "trainer")
-    parser.add_method_arguments(Trainer, "fit", skip={"model", "train_dataloaders", "val_dataloaders", "datamodule"})
-    add_arguments(parser)
-    for action in parser._actions:
-        if id(action) not in shown:
-            action.help = SUPPRESS
+    add_network_arguments(parser)
     return parser
-
-
-def _build(config: Namespace) -> tuple[nn.Module, str]:
-    """The network, and what its weights' names begin with in a checkpoint.
-
-    A backbone is built alone: the module around it may want files that a count has no use for.
-    """
-    parser = CommandParser()
-    backbone = config.model.get("init_args", Namespace()).get("backbone")
-    alone = isinstance(backbone, Namespace) and "class_path" in backbone
-    parser.add_subclass_arguments(nn.Module if alone else LightningModule, "network")
-    try:
-        built = parser.instantiate_classes(Namespace(network=backbone if alone else config.model)).network
-    except ValueError as error:
-        raise first_cause(error) from None
-    if alone or not isinstance(getattr(built, "backbone", None), nn.Module):
-        return built, "backbone." if alone else ""
-    return built.backbone, "backbone."
-
-
-def _load(network: nn.Module, prefix: str, path: str, weights_only: bool) -> None:
-    """Loads weights and masks of a checkpoint, or of a ticket file, whose names are those of the network alone."""
-    checkpoint = read_checkpoint(path, weights_only)
-    if is_ticket(checkpoint):
-        weights = read_ticket(checkpoint, f"ckpt_path={path!r}").state_dict
-    else:
-        weights = {
-            key.removeprefix(prefix).replace("_orig_mod.", ""): value
-            for key, value in checkpoint["state_dict"].items()
-            if key.startswith(prefix)
-        }
-    check_weights(network.state_dict(), weights, type(network).__name__, checkpoint, path)
-    network.load_state_dict(weights)
-
-
-def _image_shape(config: Namespace, network: nn.Module) -> tuple[int, ...]:
-    """The shape that the user gives, or the data section promises; the data itself need not exist.
-
-    Raises:
-        InputError: it is malformed, or not to be known.
-    """
-    if config.image_shape is not None:
-        sizes = re.fullmatch(r"[\[(]?\s*(\d+)\s*[,x]\s*(\d+)\s*[,x]\s*(\d+)\s*[\])]?", config.image_shape)
-        if sizes is None:
-            raise InputError(f"image_shape={config.image_shape!r} must be three integers, such as 3,32,32.")
-        return tuple(map(int, sizes.groups()))
-    data = config.get("data")
-    if data is None:
-        raise InputError("image_shape is not given, and there is no data section to say it; add --image_shape=C,H,W.")
-    module, _, name = data.class_path.rpartition(".")
-    shape = getattr(getattr(importlib.import_module(module), name), "image_shape", None)
-    if isinstance(shape, (tuple, list)):
-        return tuple(shape)
-    size = data.get("init_args", Namespace()).get("image_size")
-    channels = getattr(network, "in_channels", None)
-    if isinstance(size, int) and isinstance(channels, int):
-        return channels, size, size
-    raise InputError(f"image_shape is not given, and {name} does not say it; add --image_shape=C,H,W.")
 
 
 def _as_dict(cost: NetworkCost, network: str, checkpoint: str | None) -> dict[str, Any]:
