@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from argparse import SUPPRESS
+from collections.abc import Collection
 from pathlib import Path
 
 from jsonargparse import ActionConfigFile, Namespace
@@ -19,17 +20,23 @@ from lightning_modules.command.explanations import first_cause
 from lightning_modules.command.parser import CommandParser, ParseFailure, add_arguments
 
 
-def add_network_arguments(parser: CommandParser) -> None:
-    """Lets a parser accept every key of the config of a fit, and shows those that a network and its images need."""
+def add_network_arguments(parser: CommandParser, shown_too: Collection[str] = (), required: bool = True) -> None:
+    """Lets a parser accept every key of the config of a fit, and shows those that a network and its images need.
+
+    Args:
+        parser: the parser.
+        shown_too: other keys to show, such as `data`.
+        required: whether the network must be given.
+    """
     before = {id(action) for action in parser._actions}
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="Another YAML config on top of the first.")
     parser.add_argument(
         "--image_shape",
         type=str | None,
         default=None,
-        help="C,H,W of the images to count for; by default those of the data section, which are not looked for.",
+        help="C,H,W of the images; by default those of the data section, which are not looked for.",
     )
-    parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
+    parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True, required=required)
     shown = before | {id(action) for action in parser._actions}
     parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True, required=False)
     parser.add_argument("--seed_everything", type=bool | int, default=0)
@@ -37,7 +44,7 @@ def add_network_arguments(parser: CommandParser) -> None:
     parser.add_method_arguments(Trainer, "fit", skip={"model", "train_dataloaders", "val_dataloaders", "datamodule"})
     add_arguments(parser)
     for action in parser._actions:
-        if id(action) not in shown:
+        if id(action) not in shown and not {action.dest, action.dest.partition(".")[0]} & set(shown_too):
             action.help = SUPPRESS
 
 
@@ -86,6 +93,24 @@ def build_network(config: Namespace) -> tuple[nn.Module, str]:
     if alone or not isinstance(getattr(built, "backbone", None), nn.Module):
         return built, "backbone." if alone else ""
     return built.backbone, "backbone."
+
+
+def build_data(config: Namespace) -> LightningDataModule:
+    """The data module of a config, which must have a data section.
+
+    Args:
+        config: what a parser with `add_network_arguments` has read.
+
+    Raises:
+        InputError: arguments that the data module refuses, or files that are missing.
+    """
+    parser = CommandParser()
+    parser.add_subclass_arguments(LightningDataModule, "data")
+    try:
+        data: LightningDataModule = parser.instantiate_classes(Namespace(data=config.data)).data
+    except ValueError as error:
+        raise first_cause(error) from None
+    return data
 
 
 def load_weights(network: nn.Module, prefix: str, path: str, weights_only: bool) -> None:

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from bnfree.costs import NetworkCost, count_ops
 from bnfree.errors import InputError
-from lightning_modules.command.arguments import complete_arguments
 from lightning_modules.command.cost_table import LEGEND, cost_table, cost_totals
-from lightning_modules.command.explanations import explain
 from lightning_modules.command.network import add_network_arguments, build_network, image_shape, load_weights
-from lightning_modules.command.parser import CommandParser, ParseFailure
-from lightning_modules.command.quiet import quieten
-from lightning_modules.command.run_directory import CHECKPOINTS, CONFIG, latest_config
+from lightning_modules.command.parser import CommandParser
+from lightning_modules.command.sources import SOURCE, options_of, parse, take_positionals
 
-FLAGS = ("--json", "--help", "-h", "--print_config")
-SOURCE = "a YAML config, a run directory or a checkpoint"
 DESCRIPTION = f"""Counts the operations, parameters and stored bits of each layer of a network. CONFIG|RUN|CHECKPOINT is
 {SOURCE}; of a run directory it is the last checkpoint, with its pruning masks. Options of the model beat it, such as
 --model.backbone.width=16. Only the network is built: no data, no trainer, no run directory. What is counted, and how:
@@ -36,16 +29,7 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         InputError: a mistake in what the user gave.
     """
-    quieten(arguments[0])
-    # A console script does not find the modules of the directory it is called from, where the user's own classes are.
-    if str(Path.cwd()) not in sys.path and "" not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    arguments = complete_arguments([arguments[0], *_source_as_options(arguments[1:])])
-    parser = _parser()
-    try:
-        config = parser.parse_args(arguments[1:])
-    except ParseFailure as failure:
-        raise InputError(explain(failure.message, arguments, {arguments[0]: parser})) from None
+    config = parse(_parser(), [arguments[0], *_source_as_options(arguments[1:])])
     network, prefix = build_network(config)
     if config.ckpt_path is not None:
         load_weights(network, prefix, config.ckpt_path, config.weights_only is not False)
@@ -62,30 +46,14 @@ def run(arguments: Sequence[str]) -> None:
 
 def _source_as_options(arguments: Sequence[str]) -> list[str]:
     """Puts the options that a source stands for in its place."""
-    for i, argument in enumerate(arguments):
-        previous = arguments[i - 1] if i else ""
-        takes_value = previous.startswith("-") and "=" not in previous and previous not in FLAGS
-        if not argument.startswith("-") and not takes_value:
-            return [*_options_of(argument), *arguments[:i], *arguments[i + 1 :]]
+    sources, rest = take_positionals(arguments, ["--json"])
+    if sources:
+        return [*options_of(sources[0]), *rest, *sources[1:]]
     names = {argument.partition("=")[0] for argument in arguments}
     asks = any(name.endswith(".help") for name in names)
     if not asks and not names & {"--config", "-c", "--ckpt_path", "--model", "--help", "-h"}:
         raise InputError(f"the network is not given; name {SOURCE}: bnfree summary configs/quickstart.yaml.")
     return list(arguments)
-
-
-def _options_of(source: str) -> list[str]:
-    path = Path(source).expanduser()
-    if path.is_dir():
-        if not (path / CONFIG).is_file():
-            raise InputError(f"{source!r} is a directory without {CONFIG}, not of a run; give {SOURCE}.")
-        last = path / CHECKPOINTS / "last.ckpt"
-        return ["--ckpt_path", str(last)] if last.is_file() else ["--config", str(latest_config(path))]
-    if path.suffix in (".yaml", ".yml", ".json"):
-        return ["--config", str(path)]
-    if not path.exists() and not path.suffix:
-        raise InputError(f"{source!r} does not exist; give {SOURCE}.")
-    return ["--ckpt_path", str(path)]
 
 
 def _parser() -> CommandParser:
