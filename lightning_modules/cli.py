@@ -15,7 +15,10 @@ from lightning_modules.command.names import did_you_mean
 
 
 class Subcommand(NamedTuple):
-    """One line of the help, and the module whose `run(arguments)` does the work; `arguments[0]` is the subcommand."""
+    """One line of the help, and the module whose `run(arguments)` does the work; `arguments[0]` is the subcommand.
+
+    An integer that `run` returns is the exit code.
+    """
 
     summary: str
     module: str
@@ -30,6 +33,7 @@ SUBCOMMANDS = {
     "predict": Subcommand("write a checkpoint's predictions to a file", "lightning_modules.command.training"),
     "report": Subcommand("write a table and a figure of runs", "lightning_modules.command.run_reports.command"),
     "summary": Subcommand("count a network's operations and bits", "lightning_modules.command.summary"),
+    "ticket": Subcommand("compare, stretch, transfer and sign tickets", "lightning_modules.command.ticket.command"),
 }
 
 USAGE = """usage: bnfree SUBCOMMAND [options]
@@ -54,8 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows `bnfree` on the command line; None: `sys.argv`.
 
     Returns:
-        The exit code: 0, or 2 after a mistake in what the user gave, which is answered with one line on stderr. With
-        `BNFREE_TRACEBACK=1` in the environment the exception is raised instead.
+        The exit code: 0, or what a subcommand says; 2 after a mistake in what the user gave, which is answered with one
+        line on stderr. With `BNFREE_TRACEBACK=1` in the environment the exception is raised instead.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -67,13 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         run = importlib.import_module(_subcommand(arguments[0]).module).run
-        run(arguments)
+        result = run(arguments)
     except InputError as error:
         if os.environ.get("BNFREE_TRACEBACK", "0") not in ("", "0"):
             raise
         _report(error)
         return 2
-    return 0
+    return result if isinstance(result, int) else 0
 
 
 def _subcommand(name: str) -> Subcommand:

@@ -1,0 +1,1 @@
+"""`bnfree ticket`: what can be done with tickets besides training them."""
