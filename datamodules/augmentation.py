@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from random import Random
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,14 +36,36 @@ def crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int) 
     Returns:
         Shape (N, C, H, W), the dtype of `images`.
     """
+    if images.device.type == "cpu" and images.dtype == torch.uint8:
+        return _crop_and_flip_by_slicing(images, offsets, flips, padding)
     n, channels, height, width = images.shape
     padded = F.pad(images, (padding, padding, padding, padding))
     rows = offsets[:, :1] + torch.arange(height, device=images.device)
     columns = torch.arange(width, device=images.device).expand(n, width)
     columns = torch.where(flips[:, None], width - 1 - columns, columns) + offsets[:, 1:]
-    # One flat gather: on a CPU 1.5 times as fast as indexing a strided view of all windows.
+    # One flat gather: a kernel launch for the whole batch.
     index = (rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]).view(n, 1, height * width)
     return padded.flatten(2).gather(2, index.expand(n, channels, -1)).view_as(images)
+
+
+def _crop_and_flip_by_slicing(images: Tensor, offsets: Tensor, flips: Tensor, padding: int) -> Tensor:
+    """The same on a CPU: what a crop shares with its image is copied row by row, and the gather's index not built.
+
+    In numpy, whose slices cost a fifth of torch's; nothing is padded, the rest of the result is 0 from the start.
+    """
+    height, width = images.shape[2:]
+    size = torch.tensor([height, width])
+    moves = torch.minimum(torch.maximum(offsets - padding, -size), size)
+    sources, targets = moves.clamp(min=0).tolist(), moves.neg().clamp(min=0).tolist()
+    result = np.zeros(images.shape, np.uint8)
+    # A mirrored crop is written from right to left.
+    results = (result, result[..., ::-1])
+    for i, (image, flip, (top, left), (to_top, to_left)) in enumerate(
+        zip(images.numpy(), flips.tolist(), sources, targets, strict=True)
+    ):
+        part = image[:, top : height - to_top, left : width - to_left]
+        results[flip][i, :, to_top : height - top, to_left : width - left] = part
+    return torch.from_numpy(result)
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -55,10 +79,15 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     Returns:
         Shape (N, C, H, W), float32.
     """
-    shape = (1, -1, 1, 1)
-    scaled_mean = torch.tensor([255.0 * m for m in mean], device=images.device).view(shape)
-    factor = torch.tensor([1.0 / (255.0 * s) for s in std], device=images.device).view(shape)
+    scaled_mean, factor = _normalization(tuple(mean), tuple(std), images.device)
     return images.to(torch.float32).sub_(scaled_mean).mul_(factor)
+
+
+@cache
+def _normalization(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    # Kept, since building the constants takes a fifth of the time of a small batch, and on a GPU waits for it.
+    scaled_mean = torch.tensor([255.0 * m for m in mean], device=device).view(1, -1, 1, 1)
+    return scaled_mean, torch.tensor([1.0 / (255.0 * s) for s in std], device=device).view(1, -1, 1, 1)
 
 
 def pca_lighting(alphas: Tensor) -> Tensor:

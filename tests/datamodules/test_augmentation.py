@@ -11,16 +11,19 @@ from datamodules.augmentation import crop_and_flip, normalize, pca_lighting, ran
 from datamodules.batches import RawBatch, finish_batch
 
 
-@pytest.mark.parametrize(("channels", "height", "width", "padding"), [(3, 32, 32, 4), (1, 5, 9, 2), (2, 4, 3, 0)])
-def test_crop_and_flip_equals_slicing_each_padded_image(channels, height, width, padding):
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16], ids=["by slicing", "by gathering"])
+@pytest.mark.parametrize(
+    ("channels", "height", "width", "padding"), [(3, 32, 32, 4), (1, 5, 9, 2), (2, 4, 3, 0), (3, 2, 3, 5)]
+)
+def test_crop_and_flip_equals_slicing_each_padded_image(channels, height, width, padding, dtype):
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (40, channels, height, width), generator=generator, dtype=torch.uint8)
+    images = torch.randint(0, 256, (40, channels, height, width), generator=generator).to(dtype)
     offsets = torch.randint(0, 2 * padding + 1, (40, 2), generator=generator)
     flips = torch.rand(40, generator=generator) < 0.5
     result = crop_and_flip(images, offsets, flips, padding)
-    assert result.dtype == torch.uint8
+    assert result.dtype == dtype
     for image, (row, column), flip, got in zip(images, offsets.tolist(), flips, result, strict=True):
-        padded = torch.zeros(channels, height + 2 * padding, width + 2 * padding, dtype=torch.uint8)
+        padded = torch.zeros(channels, height + 2 * padding, width + 2 * padding, dtype=dtype)
         padded[:, padding : padding + height, padding : padding + width] = image
         expected = padded[:, row : row + height, column : column + width]
         assert torch.equal(got, expected.flip(-1) if flip else expected)
@@ -34,8 +37,9 @@ def test_crop_and_flip_equals_pillow():
     assert np.array_equal(result[0].permute(1, 2, 0).numpy(), np.array(image))
 
 
-def test_crop_and_flip_works_on_floats_and_strided_views():
-    images = torch.randn(6, 4, 4, 3).permute(0, 3, 1, 2)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_crop_and_flip_works_on_floats_and_strided_views(dtype):
+    images = (255 * torch.rand(6, 4, 4, 3)).to(dtype).permute(0, 3, 1, 2)
     offsets, flips = torch.full((6, 2), 2), torch.zeros(6, dtype=torch.bool)
     assert torch.equal(crop_and_flip(images, offsets, flips, 2), images)
 
