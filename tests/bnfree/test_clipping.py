@@ -167,6 +167,22 @@ def test_few_operations_and_none_waits_for_the_device(count):
     assert not [n for n in operations.names if n.rsplit(".", 1)[0] in waiting]
 
 
+def test_a_network_is_clipped_to_the_same_bits_as_by_a_loop_in_a_fifth_of_its_operations():
+    network = network_with_gradients()
+    together = list(network.parameters())
+    originals, alone = copies(together), copies(together)
+    with CountOperations() as grouped:
+        adaptive_clip_grad_(together)
+    with CountOperations() as loop:
+        timm_adaptive_clip_grad(alone)
+    assert len(loop.names) >= 5 * len(grouped.names)
+    clipped = 0
+    for p, q, original in zip(together, alone, originals, strict=True):
+        assert torch.equal(p.grad, q.grad)
+        clipped += not torch.equal(p.grad, original.grad)
+    assert 0 < clipped < len(together)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_computes_in_float32(dtype):
     # In float16 the squares of these gradients overflow and those of the weights vanish.
