@@ -6,6 +6,7 @@ rewinding to an early step; "A winning sign" (arXiv 2504.05357) for signs alone.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Literal
 
@@ -137,6 +138,15 @@ def seen_weights(
             seen = unit * size
         found.append((name, layer, seen, mask))
     return found
+
+
+def weights_checksum(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of tensors, in hexadecimal, whatever the order of the mapping."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{len(name)}:{name}{tensor.dtype}{list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _state(network: nn.Module) -> dict[str, Tensor]:

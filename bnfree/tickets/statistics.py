@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -87,6 +87,17 @@ def effective_zeros(network: nn.Module) -> dict[str, int]:
         name: layer.weight.numel() - int(layer.effective_weight().count_nonzero())
         for name, layer in convolutions(network).items()
     }
+
+
+def effective_density(network: nn.Module, layers: Iterable[str]) -> float:
+    """Share of the weights of some layers that are not 0 where it counts, see `effective_zeros`.
+
+    Args:
+        network: the network.
+        layers: names of the layers, one at least.
+    """
+    names, zeros, found = list(layers), effective_zeros(network), convolutions(network)
+    return 1 - sum(zeros[name] for name in names) / sum(found[name].weight.numel() for name in names)
 
 
 @dataclass(frozen=True)
