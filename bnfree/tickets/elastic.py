@@ -46,9 +46,10 @@ def stretch(
         rescale_shifts: keep the thresholds -shift / beta of the RSign layers rather than their shifts.
 
     Returns:
-        A new ticket; its `details["elastic"]` lists every transformation so far: depths, mapping and the checksum of
-        the masks it started from. Squeezed back into a network with the betas of `ticket`, it has the tensors of
-        `ticket` bit for bit; `details["unscaled_shifts"]` holds the shifts that rounding would have changed.
+        A new ticket; its `details["elastic"]` lists every transformation so far: depths, mapping, and of what it
+        started from the checksum of the masks and the betas (see `known_betas`). Squeezed back into a network with the
+        betas of `ticket`, it has the tensors of `ticket` bit for bit; `details["unscaled_shifts"]` holds the shifts
+        that rounding would have changed.
 
     Raises:
         InputError: a network of another kind or size, one that is shallower somewhere, or a mapping that does not fit.
@@ -79,6 +80,25 @@ def squeeze(
         InputError: a network of another kind or size, one that is deeper somewhere, or a mapping that does not fit.
     """
     return _transform(ticket, target, order, mapping, rescale_shifts, deeper=False)
+
+
+def known_betas(ticket: Ticket, target: nn.Module) -> dict[str, Tensor]:
+    """The betas that a ticket had when it was as deep as a network, the last time; empty if it never was.
+
+    With them in the network, `squeeze` gives back what `stretch` was given, also where they had been measured.
+
+    Args:
+        ticket: a ticket of `stretch` or `squeeze`.
+        target: a network of its kind.
+
+    Returns:
+        By the names of the network's state dict, of shape ().
+    """
+    names = {name: beta for name, beta in target.state_dict().items() if name.endswith(".beta")}
+    for step in reversed(ticket.details.get("elastic", [])):
+        if names and step.get("betas", {}).keys() == names.keys():
+            return {name: torch.tensor(step["betas"][name], dtype=beta.dtype) for name, beta in names.items()}
+    return {}
 
 
 def _transform(
@@ -118,6 +138,7 @@ def _transform(
         "to": targets,
         "mapping": format_mapping(sources),
         "rescale_shifts": rescale_shifts,
+        "betas": {n: value.item() for n, value in (ticket.rewind or ticket.state_dict).items() if n.endswith(".beta")},
     }
     details = {key: value for key, value in ticket.details.items() if key != "unscaled_shifts"}
     details["elastic"] = [*details.get("elastic", []), step]

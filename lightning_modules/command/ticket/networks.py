@@ -1,0 +1,104 @@
+"""The networks that tickets are of, and for: built from a config, a checkpoint, or what a ticket remembers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+
+from bnfree.errors import InputError
+from bnfree.state_dicts import read_checkpoint_file, read_state_dict
+from bnfree.tickets import is_ticket, read_ticket
+from lightning_modules.command.checkpoints import remembered_config
+from lightning_modules.command.network import build_network
+from lightning_modules.command.parsed_fit import parse_fit
+from lightning_modules.command.run_directory import CONFIG, latest_config, run_directory_of
+
+CONFIG_FILES = (".yaml", ".yml", ".json")
+# What Lightning writes into a checkpoint, so that `load_from_checkpoint` finds the class.
+INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
+
+
+@dataclass(frozen=True)
+class ConfiguredNetwork:
+    """A freshly built network, and the config that describes it."""
+
+    network: nn.Module
+    """The network; its weights are drawn from a seed, or from a file if one was given."""
+    model: dict[str, Any]
+    """The section `model`: `class_path` and `init_args`."""
+    data: dict[str, Any] | None
+    """The section `data`, where there is one."""
+    betas_from: str | None
+    """The file that its betas come from; None: the analytic ones of a fresh network."""
+
+    @property
+    def remembered(self) -> dict[str, Any]:
+        """The config in the form in which checkpoints and tickets remember it."""
+        sections = {"hyper_parameters": self.model, "datamodule_hyper_parameters": self.data}
+        return {
+            key: {"_class_path": section["class_path"], **section.get("init_args", {}), "_instantiator": INSTANTIATOR}
+            for key, section in sections.items()
+            if section is not None
+        }
+
+
+def configured_network(
+    sections: Mapping[str, Any], options: Sequence[str] = (), to: str | None = None, seed: int = 0
+) -> ConfiguredNetwork:
+    """Builds a network.
+
+    Args:
+        sections: `model` and `data` of a ticket, used where `to` is not given.
+        options: options of `bnfree fit`, which win.
+        to: config, run directory, checkpoint or ticket.
+        seed: of the network's weights.
+
+    Raises:
+        InputError: nothing that describes a network, or a mistake in it.
+    """
+    weights: Mapping[str, Tensor] = {}
+    configs = ["--config", json.dumps(sections)]
+    if to is not None:
+        configs, weights = _target(to)
+    with isolate_rng(include_cuda=False):
+        fit = parse_fit([*configs, *options])
+        torch.manual_seed(seed)
+        network, _ = build_network(fit.config["fit"])
+    betas = {name: value for name, value in weights.items() if name.endswith(".beta")}
+    own = network.state_dict()
+    fits = betas.keys() == {name for name in own if name.endswith(".beta")}
+    if betas and fits:
+        network.load_state_dict(betas, strict=False)
+    return ConfiguredNetwork(network, fit.settings["model"], fit.settings.get("data"), to if betas and fits else None)
+
+
+def _target(to: str) -> tuple[list[str], Mapping[str, Tensor]]:
+    """The options that lead to the config of a target, and the weights of its file."""
+    path = Path(to).expanduser()
+    if path.is_dir():
+        if not (path / CONFIG).is_file():
+            raise InputError(f"to={to!r} is a directory without {CONFIG}; give a config, a run directory or a checkpoint.")
+        return ["--config", str(latest_config(path))], {}
+    if path.suffix in CONFIG_FILES:
+        if not path.is_file():
+            raise InputError(f"to={to!r} is not a file; give a config, a run directory or a checkpoint.")
+        return ["--config", str(path)], {}
+    content = read_checkpoint_file(path, f"to={to!r}")
+    if is_ticket(content):
+        weights: Mapping[str, Tensor] = read_ticket(content, f"to={to!r}").start()
+    else:
+        weights = read_state_dict(content if isinstance(content, Mapping) else {}, f"to={to!r}")
+        weights = {key.replace("_orig_mod.", "").removeprefix("backbone."): value for key, value in weights.items()}
+    sections, directory = remembered_config(content), run_directory_of(path)
+    if "model" not in sections:
+        if directory is None:
+            raise InputError(f"to={to!r} does not say which model it was written by; give a config.")
+        return ["--config", str(latest_config(directory))], weights
+    return ["--config", json.dumps(sections)], weights
