@@ -40,7 +40,59 @@ class Comparison:
         return self.same_class / self.images
 
 
+@dataclass(frozen=True)
+class Observation:
+    """What a trained network computes on N images."""
+
+    logits: Tensor
+    """float64 (N, num_classes), on the CPU."""
+    near: Tensor
+    """int64 (N,): activations of each image near their threshold."""
+
+    def differences(self, logits: Tensor) -> Tensor:
+        """How far other logits (N, num_classes) are from these, relative to each image's largest, float64 (N,)."""
+        return (logits.double() - self.logits).abs().amax(1) / self.logits.abs().amax(1).clamp(min=1e-30)
+
+    def agrees(self, logits: Tensor) -> Tensor:
+        """Whether other logits (N, num_classes) name the same class and differ by rounding at most, bool (N,)."""
+        return (logits.argmax(1) == self.logits.argmax(1)) & (self.differences(logits) <= ROUNDING)
+
+
 @torch.no_grad()
+def observe(network: nn.Module, images: Tensor, tolerance: float = 1e-6) -> Observation:
+    """Runs a trained network and counts the activations near their threshold.
+
+    Args:
+        network: evaluated in evaluation mode and full precision, and left as it was.
+        images: (N, C, H, W), normalised.
+        tolerance: see `compare`.
+    """
+    # A compiled network may have been traced without the hooks that follow.
+    network = getattr(network, "_orig_mod", network)
+    near = torch.zeros(images.shape[0], dtype=torch.int64)
+
+    def count(layer: RSign, inputs: tuple[Any, ...]) -> None:
+        x, scale = (*inputs, None)[:2]
+        wide = x.double() if scale is None else x.double() * scale.double()
+        distance = wide + layer.shift.double().view(1, -1, 1, 1)
+        unit = distance.square().mean().sqrt().clamp(min=1)
+        near.add_((distance.abs() <= tolerance * unit).sum((1, 2, 3)).cpu())
+
+    hooks = [m.register_forward_pre_hook(count) for m in network.modules() if isinstance(m, RSign)]
+    modes = [(module, module.training) for module in network.modules()]
+    like = next(network.parameters())
+    try:
+        network.eval()
+        with torch.autocast(like.device.type, enabled=False):
+            logits = network(images.to(like.device, like.dtype)).double().cpu()
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes:
+            module.training = training
+    return Observation(logits, near)
+
+
 def compare(network: nn.Module, packed: PackedNetwork, images: Tensor, tolerance: float = 1e-6) -> Comparison:
     """Runs both on the same images.
 
@@ -59,39 +111,14 @@ def compare(network: nn.Module, packed: PackedNetwork, images: Tensor, tolerance
     """
     if images.shape[0] == 0:
         raise InputError("images holds no image; give at least one.")
-    # A compiled network may have been traced without the hooks that follow.
-    network = getattr(network, "_orig_mod", network)
-    near = torch.zeros(images.shape[0], dtype=torch.int64)
-
-    def count(layer: RSign, inputs: tuple[Any, ...]) -> None:
-        x, scale = (*inputs, None)[:2]
-        wide = x.double() if scale is None else x.double() * scale.double()
-        distance = wide + layer.shift.double().view(1, -1, 1, 1)
-        unit = distance.square().mean().sqrt().clamp(min=1)
-        near.add_((distance.abs() <= tolerance * unit).sum((1, 2, 3)).cpu())
-
-    hooks = [m.register_forward_pre_hook(count) for m in network.modules() if isinstance(m, RSign)]
-    modes = [(module, module.training) for module in network.modules()]
-    like = next(network.parameters())
-    try:
-        network.eval()
-        with torch.autocast(like.device.type, enabled=False):
-            expected = network(images.to(like.device, like.dtype)).double().cpu()
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, training in modes:
-            module.training = training
+    observed = observe(network, images, tolerance)
     logits = packed(images.cpu()).double()
-    difference = (logits - expected).abs().amax(1)
-    relative = difference / expected.abs().amax(1).clamp(min=1e-30)
-    same = logits.argmax(1) == expected.argmax(1)
-    explained = (same & (relative <= ROUNDING)) | (near > 0)
+    explained = observed.agrees(logits) | (observed.near > 0)
     return Comparison(
         images=len(images),
-        same_class=int(same.sum()),
-        largest_difference=difference.max().item(),
-        largest_relative_difference=relative.max().item(),
-        near_threshold=int(near.sum()),
+        same_class=int((logits.argmax(1) == observed.logits.argmax(1)).sum()),
+        largest_difference=(logits - observed.logits).abs().max().item(),
+        largest_relative_difference=observed.differences(logits).max().item(),
+        near_threshold=int(observed.near.sum()),
         unexplained=int((~explained).sum()),
     )

@@ -1,4 +1,4 @@
-"""The two ways to compute a packed residual unit, which give the same numbers."""
+"""The ways to compute a packed network, which give the same numbers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ from typing import Literal
 from torch import Tensor
 
 from bnfree.errors import InputError
-from bnfree.packing.layers import PackedUnit
+from bnfree.packing.layers import PackedLayers, PackedUnit
 
-EngineName = Literal["auto", "numba", "torch"]
+EngineName = Literal["auto", "numba", "torch", "openvino"]
+UnitEngine = Literal["numba", "torch"]
+# Package that an engine needs, and the extra that installs it.
+NEEDS = {"numba": "fast", "openvino": "openvino"}
+NetworkFunction = Callable[[Tensor], Tensor]
+"""From images (N, C, H, W), float32, to logits (N, num_classes)."""
 UnitFunction = Callable[[Tensor, Tensor], Tensor]
 """From the unit's input (N, I, H, W) and its shortcut (N, O, H', W') to its output, all float32 in the channels-last
 format."""
@@ -20,21 +25,25 @@ format."""
 _slow_engine_mentioned = False
 
 
-def choose_engine(name: EngineName) -> Literal["numba", "torch"]:
+def choose_engine(name: EngineName) -> Literal["numba", "torch", "openvino"]:
     """The engine to use: of `auto`, numba where it is installed, and else torch, which is said once.
 
     Raises:
-        InputError: an unknown engine, or numba where it is not installed.
+        InputError: an unknown engine, or one whose package is not installed.
     """
     global _slow_engine_mentioned
-    if name not in ("auto", "numba", "torch"):
-        raise InputError(f"engine={name!r} is not known; choose 'auto', 'numba' or 'torch'.")
+    if name not in ("auto", "torch", *NEEDS):
+        raise InputError(f"engine={name!r} is not known; choose 'auto', 'numba', 'torch' or 'openvino'.")
     if name == "torch":
         return "torch"
-    if importlib.util.find_spec("numba") is not None:
+    if name == "auto" and is_available("numba"):
         return "numba"
-    if name == "numba":
-        raise InputError("engine='numba' needs numba, which is not installed: pip install 'bnfree[fast]'.")
+    if name != "auto":
+        if not is_available(name):
+            raise InputError(
+                f"engine={name!r} needs {name}, which is not installed: pip install 'bnfree[{NEEDS[name]}]'."
+            )
+        return name
     if not _slow_engine_mentioned:
         _slow_engine_mentioned = True
         warnings.warn(
@@ -45,7 +54,12 @@ def choose_engine(name: EngineName) -> Literal["numba", "torch"]:
     return "torch"
 
 
-def prepare_unit(unit: PackedUnit, engine: Literal["numba", "torch"]) -> UnitFunction:
+def is_available(engine: Literal["numba", "torch", "openvino"]) -> bool:
+    """Whether the package that an engine needs is installed."""
+    return engine == "torch" or importlib.util.find_spec(engine) is not None
+
+
+def prepare_unit(unit: PackedUnit, engine: UnitEngine) -> UnitFunction:
     """What computes the unit, its weights in the engine's own layout."""
     if engine == "torch":
         from bnfree.packing.torch_engine import TorchUnit
@@ -54,3 +68,10 @@ def prepare_unit(unit: PackedUnit, engine: Literal["numba", "torch"]) -> UnitFun
     from bnfree.packing.numba_engine import NumbaUnit
 
     return NumbaUnit(unit)
+
+
+def prepare_openvino(layers: PackedLayers) -> NetworkFunction:
+    """What computes a whole network with OpenVINO."""
+    from bnfree.packing.openvino_engine import OpenVINONetwork
+
+    return OpenVINONetwork.of_layers(layers)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnfree.errors import InputError
-from bnfree.packing.engines import EngineName, UnitFunction, choose_engine, prepare_unit
+from bnfree.packing.engines import EngineName, NetworkFunction, choose_engine, prepare_openvino, prepare_unit
 from bnfree.packing.file_format import read, write
 from bnfree.packing.file_layout import Masks
 from bnfree.packing.folding import fold
@@ -23,23 +23,25 @@ class PackedNetwork:
     """A binary network as constants and bits, from images to logits.
 
     Runs on the CPU, in float32, without gradients, for images of any size and batches of any length. Sums of signs are
-    exact integers, so both engines give the same logits, bit for bit, on the same machine and number of threads.
+    exact integers, so the engines `numba` and `torch` give the same logits, bit for bit, on the same machine and number
+    of threads; OpenVINO rounds the real layers differently.
 
     Args:
         layers: constants and bits.
         info: what is known about images, classes and origin.
-        engine: `numba` (bits, XNOR and popcount), `torch` (unpacked to -1 and +1: slow, and 32 times the memory) or
-            `auto`: numba if it is installed.
+        engine: `numba` (bits, XNOR and popcount), `torch` (unpacked to -1 and +1: slow, and 32 times the memory),
+            `openvino` (its binary convolution; compiled for each shape of images) or `auto`: numba if it is installed,
+            else torch.
 
     Raises:
-        InputError: an `info` that does not fit the layers, an unknown engine, or numba where it is not installed.
+        InputError: an `info` that does not fit the layers, an unknown engine, or one whose package is not installed.
     """
 
     def __init__(self, layers: PackedLayers, info: NetworkInfo | None = None, engine: EngineName = "auto") -> None:
         self.layers, self.info = layers, NetworkInfo() if info is None else info
         self.info.check(layers.in_channels, layers.num_classes)
         self.engine = choose_engine(engine)
-        self._units: list[tuple[Shortcut, UnitFunction]] | None = None
+        self._run: NetworkFunction | None = None
         self._stem_weight = layers.stem.weight.expand().contiguous(memory_format=torch.channels_last)
         self._classifier_weight = layers.classifier.weight.expand()
 
@@ -67,13 +69,10 @@ class PackedNetwork:
                 f"images is {images.dtype} on {images.device}; packed networks take normalised images in floating "
                 "point on the CPU."
             )
-        if self._units is None:
-            self._units = [(Shortcut(unit), prepare_unit(unit, self.engine)) for unit in self.layers.units]
+        if self._run is None:
+            self._run = self._prepare()
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            x = self._stem(images.float().contiguous(memory_format=torch.channels_last))
-            for shortcut, unit in self._units:
-                x = unit(x, shortcut(x))
-            return F.linear(x.mean((2, 3)), self._classifier_weight, self.layers.classifier.bias)
+            return self._run(images.float())
 
     def save(self, path: str | os.PathLike[str], masks: Masks = "planes") -> None:
         """Writes the network into one file, see `bnfree.packing.file_format`; `load` reads it.
@@ -96,6 +95,20 @@ class PackedNetwork:
             f"PackedNetwork({self.layers.architecture}, {len(self.layers.units)} units, "
             f"in_channels={self.in_channels}, num_classes={self.num_classes}, engine={self.engine})"
         )
+
+    def _prepare(self) -> NetworkFunction:
+        if self.engine == "openvino":
+            return prepare_openvino(self.layers)
+        engine = self.engine
+        units = [(Shortcut(unit), prepare_unit(unit, engine)) for unit in self.layers.units]
+
+        def run(images: Tensor) -> Tensor:
+            x = self._stem(images.contiguous(memory_format=torch.channels_last))
+            for shortcut, unit in units:
+                x = unit(x, shortcut(x))
+            return F.linear(x.mean((2, 3)), self._classifier_weight, self.layers.classifier.bias)
+
+        return run
 
     def _stem(self, images: Tensor) -> Tensor:
         stem = self.layers.stem
@@ -139,6 +152,6 @@ def load(path: str | os.PathLike[str], engine: EngineName = "auto") -> PackedNet
 
     Raises:
         InputError: no such file, or one that is damaged, of another kind or of another version; an unknown engine, or
-            numba where it is not installed.
+            one whose package is not installed.
     """
     return PackedNetwork(*read(path), engine)
