@@ -20,6 +20,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from bnfree.calibration import calibrate
 from bnfree.errors import InputError
+from lightning_modules.fused_optimizers import prefer_fused
 from lightning_modules.initial_weights import load_initial_weights
 from lightning_modules.learning_rate_scaling import (
     LearningRateScaling,
@@ -43,7 +44,7 @@ class ImageClassifier(LightningModule):
     Args:
         backbone: network from images (N, C, H, W) to logits (N, num_classes), such as `ReActNet18`.
         optimizer: class and settings of the optimizer; the parameters are given to it in two groups, see
-            `weight_decay_on`.
+            `weight_decay_on`. Adam, AdamW and SGD use their fused kernels unless `fused` or `foreach` is given.
         lr_scheduler: class and settings of the learning-rate schedule; it is given the optimizer and the number of
             steps of the whole run (epochs, if `interval` is `epoch`).
         interval: whether the schedule moves every `step` or every `epoch`.
@@ -227,6 +228,7 @@ class ImageClassifier(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer on its parameter groups, and the schedule over the length of the whole run."""
         optimizer = self.optimizer(parameter_groups(self.backbone, self.weight_decay_on))
+        prefer_fused(optimizer)
         scale_learning_rates(optimizer, self.trainer, self.learning_rate_scaling, self.base_batch_size)
         total = self.trainer.estimated_stepping_batches if self.interval == "step" else self.trainer.max_epochs
         if total is None or total == float("inf") or total < 1:
