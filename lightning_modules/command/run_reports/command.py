@@ -27,20 +27,38 @@ examples:
   bnfree report runs/quickstart/20260101-120000
   bnfree report runs/bn_free-* runs/batch_norm-* --output comparison
   bnfree report A B --label "with clipping" --label without"""
+MISSING_RUN = "RUN is required and not given; name one or several run directories of bnfree fit."
 
 
 class Parser(argparse.ArgumentParser):
-    """Answers a mistake with one sentence."""
+    """Answers a mistake with one sentence.
+
+    Args:
+        prog: the command.
+        description: what it does.
+        examples: commands, below the options in the help.
+        missing: what is said without the argument that is required.
+    """
+
+    def __init__(self, prog: str, description: str, examples: str, missing: str) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self._missing = missing
 
     def error(self, message: str) -> NoReturn:
         """Raises InputError."""
         if message.startswith("unrecognized arguments: "):
             option = message.removeprefix("unrecognized arguments: ").split()[0]
-            remedy = did_you_mean(option.partition("=")[0], self._option_string_actions) or "see bnfree report --help."
+            remedy = did_you_mean(option.partition("=")[0], self._option_string_actions) or f"see {self.prog} --help."
             raise InputError(f"option {option!r} is not known; {remedy}")
         if message.startswith("the following arguments are required"):
-            raise InputError("RUN is required and not given; name one or several run directories of bnfree fit.")
-        raise InputError(f"{message}; see bnfree report --help.")
+            raise InputError(self._missing)
+        raise InputError(f"{message}; see {self.prog} --help.")
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -49,13 +67,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     Raises:
         InputError: an unknown option, one without its value, or no run.
     """
-    parser = Parser(
-        prog="bnfree report",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("bnfree report", DESCRIPTION, EXAMPLES, MISSING_RUN)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="directory of bnfree fit or bnfree recipe")
     parser.add_argument(
         "--output",

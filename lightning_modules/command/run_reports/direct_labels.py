@@ -35,13 +35,13 @@ def write_at_ends(axes: Axes, labels: list[EndLabel], height: float) -> None:
     axes.set_xlim(axes.get_xlim())
     axes.set_ylim(axes.get_ylim())
     to_fraction = axes.transData + axes.transAxes.inverted()
-    ends = [float(to_fraction.transform((label.x, label.y))[1]) for label in labels]
+    ends = [to_fraction.transform((label.x, label.y)) for label in labels]
     sizes = [(label.text.count("\n") + 1) * 1.3 * FONT_SIZE / height for label in labels]
-    right = axes.get_xlim()[1]
-    for label, place in zip(labels, spread(ends, sizes), strict=True):
+    places = spread([float(y) for _, y in ends], sizes)
+    for label, (x, _), place in zip(labels, ends, places, strict=True):
         leader = {"arrowstyle": "-", "color": label.color, "lw": 0.8, "shrinkA": 1, "shrinkB": 2, "relpos": (0, 0.5)}
         # From a line that ends early it is long, and must not look like more of the line.
-        leader["linestyle"] = "-" if label.x > 0.95 * right else ":"
+        leader["linestyle"] = "-" if x > 0.95 else ":"
         axes.annotate(
             label.text,
             xy=(label.x, label.y),
