@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from callbacks.adaptive_gradient_clipping import AdaptiveGradientClipping
     from callbacks.channels_last import ChannelsLast
     from callbacks.compiled_backbone import CompiledBackbone
+    from callbacks.lottery_ticket import LotteryTicket
+    from callbacks.multi_prize_ticket import MultiPrizeTicket
     from callbacks.prediction_writer import PredictionWriter
     from callbacks.signal_propagation import SignalPropagation
     from callbacks.weight_dynamics import WeightDynamics
@@ -18,6 +20,8 @@ __all__ = [
     "AdaptiveGradientClipping",
     "ChannelsLast",
     "CompiledBackbone",
+    "LotteryTicket",
+    "MultiPrizeTicket",
     "PredictionWriter",
     "SignalPropagation",
     "WeightDynamics",
@@ -28,6 +32,8 @@ _MODULES = {
     "AdaptiveGradientClipping": "callbacks.adaptive_gradient_clipping",
     "ChannelsLast": "callbacks.channels_last",
     "CompiledBackbone": "callbacks.compiled_backbone",
+    "LotteryTicket": "callbacks.lottery_ticket",
+    "MultiPrizeTicket": "callbacks.multi_prize_ticket",
     "PredictionWriter": "callbacks.prediction_writer",
     "SignalPropagation": "callbacks.signal_propagation",
     "WeightDynamics": "callbacks.weight_dynamics",
