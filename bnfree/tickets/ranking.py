@@ -15,14 +15,15 @@ from torch import Tensor
 GOLDEN_STEP = 0x9E3779B1
 
 
-def tie_keys(first: int, count: int) -> Tensor:
+def tie_keys(first: int, count: int, device: torch.device | None = None) -> Tensor:
     """Ranks among equal scores, int64 (count,), the smallest is kept first.
 
     Args:
         first: index of the first unit, counted over all layers.
         count: number of units.
+        device: where they are made; None: the CPU.
     """
-    return torch.arange(first, first + count) * GOLDEN_STEP % 2**32
+    return torch.arange(first, first + count, device=device or "cpu") * GOLDEN_STEP % 2**32
 
 
 def keep_highest(scores: Tensor, keys: Tensor, quota: int, sizes: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""How dense a ticket is at each level: a geometric schedule, in exact numbers of weights.
+"""How dense a ticket is: a geometric schedule over levels, a cubic one within a training, in exact numbers of weights.
 
 Source: iterative magnitude pruning (Frankle and Carbin, ICLR 2019, arXiv 1803.03635), which prunes the same share of
 what is left at each level.
@@ -47,6 +47,23 @@ def level_densities(
         reached = target_density is not None and following <= target_density * (1 + 1e-9)
         densities.append(target_density if reached and target_density is not None else following)
     return tuple(densities)
+
+
+def ramped_density(progress: float, initial_density: float, density: float) -> float:
+    """The density in the course of a training that prunes as it goes: fast at first, then ever more slowly.
+
+    density + (initial_density - density) * (1 - progress)^3, the cubic ramp of Zhu and Gupta (2017, arXiv 1710.01878).
+
+    Args:
+        progress: how much of the ramp is over, from 0; from 1 on the result is `density`.
+        initial_density: density at 0.
+        density: density at 1.
+
+    Example:
+        >>> [round(ramped_density(t, 0.5, 0.1), 3) for t in (0, 0.25, 0.5, 1, 2)]
+        [0.5, 0.269, 0.15, 0.1, 0.1]
+    """
+    return density + (initial_density - density) * (1 - min(progress, 1.0)) ** 3
 
 
 def kept_count(weights: int, density: float) -> int:
