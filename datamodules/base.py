@@ -201,8 +201,17 @@ class ImageDataModule(LightningDataModule):
             part.
         """
         part = self._part("val", "fit")
-        if part is None:
-            return
+        return self._spread(part, n) if part is not None else iter(())
+
+    def test_batches(self, n: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """At most `n` test images, as `validation_batches` gives those of validation.
+
+        Raises:
+            InputError: there are no test images.
+        """
+        return self._spread(self._required_part("test", "test"), n)
+
+    def _spread(self, part: Part, n: int) -> Iterator[tuple[Tensor, Tensor]]:
         size = len(part.indices)
         for places in (torch.arange(min(n, size)) * size // min(n, size)).split(self.batch_size):
             indices = part.indices[places]

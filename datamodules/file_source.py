@@ -21,6 +21,11 @@ from datamodules.sampler import GlobalBatchSampler
 from datamodules.sources import ImageSource
 
 
+def evaluation_resize(image_size: int) -> int:
+    """Pixels that the shorter side is resized to before the centre of `image_size` is cropped, as for ImageNet."""
+    return round(image_size * 256 / 224)
+
+
 class FileSource(ImageSource):
     """Image files with the augmentation of ImageNet training.
 
@@ -64,7 +69,7 @@ class FileSource(ImageSource):
         Raises:
             InputError: the file cannot be decoded.
         """
-        return read_image(self.root / self.name(index), self.image_size, round(self.image_size * 256 / 224), random)
+        return read_image(self.root / self.name(index), self.image_size, evaluation_resize(self.image_size), random)
 
     def read_augmented(self, index: int, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
         """One image in one epoch of training: the image (3, S, S) uint8 and its colour shift (3,) float32."""

@@ -8,7 +8,7 @@ from datamodules.augmentation import IMAGENET_MEAN, IMAGENET_STD
 from datamodules.base import ImageDataModule
 from datamodules.checks import check_int, check_split, existing_folder
 from datamodules.cifar import CIFAR10DataModule, CIFAR100DataModule
-from datamodules.file_source import FileSource
+from datamodules.file_source import FileSource, evaluation_resize
 from datamodules.image_files import class_folders, list_images, read_images
 from datamodules.sources import ImageSource, TensorSource
 
@@ -83,6 +83,11 @@ class ImageFolderDataModule(ImageDataModule):
         self.num_classes = len(self.class_names)
         check_split("test_split", test_split)
         self.test_split = 0 if self._has_folder("test") else test_split
+
+    @property
+    def evaluation_resize(self) -> int:
+        """Pixels that the shorter side of an image is resized to before its centre is cropped, in evaluation."""
+        return self.image_shape[1] if self.in_memory else evaluation_resize(self.image_shape[1])
 
     def load(self, part: Literal["train", "val", "test"]) -> ImageSource | None:
         """The images of the part's folder; None if there is no such folder."""

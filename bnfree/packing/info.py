@@ -19,6 +19,8 @@ class NetworkInfo:
     """Standard deviation per channel that they are divided by afterwards."""
     image_shape: tuple[int, int, int] | None = None
     """(C, H, W) of the images that the network was trained on; it takes other sizes too."""
+    resize: int | None = None
+    """Pixels that the shorter side of an image file is resized to before the centre is cropped to `image_shape`."""
     class_names: tuple[str, ...] | None = None
     """A name per class."""
     source_run: str | None = None
@@ -51,6 +53,10 @@ class NetworkInfo:
             sizes = isinstance(shape, tuple) and len(shape) == 3 and all(_is_size(size) for size in shape)
             if not sizes or shape[0] != in_channels:
                 raise InputError(f"image_shape={shape!r} must be (C, H, W), positive integers with C={in_channels}.")
+        if self.resize is not None and not (_is_size(self.resize) and self.resize >= max((shape or (1,))[-2:])):
+            raise InputError(
+                f"resize={self.resize!r} must be an integer and at least the sizes of image_shape={shape!r}."
+            )
         names = self.class_names
         if names is not None:
             if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):

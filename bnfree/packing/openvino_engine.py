@@ -11,6 +11,7 @@ import openvino as ov
 import torch
 from torch import Tensor
 
+from bnfree.packing.info import NetworkInfo
 from bnfree.packing.layers import PackedLayers
 from bnfree.packing.openvino_model import build_model
 
@@ -65,3 +66,19 @@ class OpenVINONetwork:
         self._compiled.move_to_end(key)
         logits = self._compiled[key](images.contiguous(memory_format=torch.contiguous_format).numpy())[0]
         return torch.from_numpy(logits.copy())
+
+
+def save_openvino(layers: PackedLayers, info: NetworkInfo, path: str | os.PathLike[str], image_shape: Any) -> None:
+    """Writes a model for OpenVINO: `*.xml`, and its weights beside it, `*.bin`.
+
+    Args:
+        layers: constants and bits.
+        info: goes into the model's runtime information, under `bnfree`.
+        path: file to write, which must end in `.xml`.
+        image_shape: (C, H, W). The model is for one image of this shape; `Model.reshape` gives it others.
+    """
+    model = build_model(layers, (1, *image_shape))
+    for name, value in info.to_dict().items():
+        model.set_rt_info(str(value), ["bnfree", name])
+    # Half precision turns activations over.
+    ov.save_model(model, path, compress_to_fp16=False)
