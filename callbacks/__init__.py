@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from callbacks.adaptive_gradient_clipping import AdaptiveGradientClipping
     from callbacks.channels_last import ChannelsLast
     from callbacks.compiled_backbone import CompiledBackbone
+    from callbacks.keep_freed_memory import KeepFreedMemory
     from callbacks.lottery_ticket import LotteryTicket
     from callbacks.multi_prize_ticket import MultiPrizeTicket
     from callbacks.prediction_writer import PredictionWriter
@@ -20,6 +21,7 @@ __all__ = [
     "AdaptiveGradientClipping",
     "ChannelsLast",
     "CompiledBackbone",
+    "KeepFreedMemory",
     "LotteryTicket",
     "MultiPrizeTicket",
     "PredictionWriter",
@@ -32,6 +34,7 @@ _MODULES = {
     "AdaptiveGradientClipping": "callbacks.adaptive_gradient_clipping",
     "ChannelsLast": "callbacks.channels_last",
     "CompiledBackbone": "callbacks.compiled_backbone",
+    "KeepFreedMemory": "callbacks.keep_freed_memory",
     "LotteryTicket": "callbacks.lottery_ticket",
     "MultiPrizeTicket": "callbacks.multi_prize_ticket",
     "PredictionWriter": "callbacks.prediction_writer",
