@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from torch import Tensor
@@ -21,6 +21,8 @@ NetworkFunction = Callable[[Tensor], Tensor]
 UnitFunction = Callable[[Tensor, Tensor], Tensor]
 """From the unit's input (N, I, H, W) and its shortcut (N, O, H', W') to its output, all float32 in the channels-last
 format."""
+UnitsFunction = Callable[[Tensor], Tensor]
+"""From the first unit's input (N, I, H, W), which may be overwritten, to the last one's output, likewise."""
 
 _slow_engine_mentioned = False
 
@@ -68,6 +70,17 @@ def prepare_unit(unit: PackedUnit, engine: UnitEngine) -> UnitFunction:
     from bnfree.packing.numba_engine import NumbaUnit
 
     return NumbaUnit(unit)
+
+
+def prepare_units(units: Sequence[PackedUnit], engine: UnitEngine) -> UnitsFunction:
+    """What computes the units of a network one behind the other, with their shortcuts."""
+    if engine == "torch":
+        from bnfree.packing.torch_engine import TorchUnits
+
+        return TorchUnits(units)
+    from bnfree.packing.numba_engine import NumbaUnits
+
+    return NumbaUnits.with_shortcuts(units)
 
 
 def prepare_openvino(layers: PackedLayers) -> NetworkFunction:

@@ -1,74 +1,107 @@
-"""A packed residual unit on bits: 64 channels a word, XNOR and popcount, compiled by numba at first use."""
+"""Packed units on bits: 32 channels a word, XNOR and popcount, compiled by numba at first use."""
 
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 
 import numba
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
-from bnfree.packing import numba_kernels as kernels
 from bnfree.packing.layers import PackedUnit
-from bnfree.packing.numba_kernels import LANES
+from bnfree.packing.numba_layout import UnitLayout, Workspace
+from bnfree.packing.numba_run import run, run_threaded
+from bnfree.packing.numba_unit import BLOCK
+from bnfree.packing.shortcuts import Shortcut, channels_last
 
 # Not every threading layer of numba bears being entered by two threads at once.
 _lock = threading.Lock()
+# Sizes of images for which the memory to work in is kept.
+KEPT_SIZES = 4
+
+
+class NumbaUnits:
+    """Computes units one behind the other, on `torch.get_num_threads()` threads.
+
+    Args:
+        units: the units.
+        projections: for each its projection, as a function from the averaged input (N, I, H', W') to the shortcut
+            (N, O, H', W'), or None.
+    """
+
+    def __init__(self, units: Sequence[PackedUnit], projections: Sequence[Callable[[Tensor], Tensor] | None]) -> None:
+        self.projections = projections
+        self.out_channels = units[-1].weight.shape[0]
+        self.layouts = [
+            UnitLayout(unit, projection is not None, following)
+            for unit, projection, following in zip(units, projections, [*units[1:], None], strict=True)
+        ]
+        self._workspaces: OrderedDict[tuple[int, ...], list[Workspace]] = OrderedDict()
+
+    @classmethod
+    def with_shortcuts(cls, units: Sequence[PackedUnit]) -> NumbaUnits:
+        """The units of a network, with the projections that they have."""
+        return cls(units, [None if unit.projection is None else Shortcut(unit).project for unit in units])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The last unit's output (N, O, H', W') for the first one's input (N, I, H, W), which may be overwritten."""
+        trunk = _filled(x)
+        workspaces = self._workspaces_of(trunk)
+        # Threads that compute at once have a workspace each.
+        workspace = workspaces.pop() if workspaces else Workspace(self.layouts, *trunk.shape[:3])
+        output = torch.empty(workspace.output_shape)
+        if output.numel():
+            self._run(workspace, trunk, output)
+        workspaces.append(workspace)
+        return channels_last(output[..., : self.out_channels].permute(0, 3, 1, 2))
+
+    def _run(self, workspace: Workspace, trunk: Tensor, output: Tensor) -> None:
+        units, images, address, projected = workspace.units, len(trunk), trunk.data_ptr(), 0
+        index, kept = 0, trunk
+        threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+        while True:
+            if threads > 1:
+                with _lock:
+                    numba.set_num_threads(threads)
+                    index, address = run_threaded(units, index, images, address, projected, output.data_ptr())
+            else:
+                index, address = run(units, index, images, address, projected, output.data_ptr())
+            if index == len(units):
+                return
+            projection, shortcut = self.projections[index], workspace.shortcuts[index]
+            assert projection is not None
+            assert shortcut is not None
+            kept = _filled(projection(shortcut[..., : self.layouts[index].in_channels].permute(0, 3, 1, 2)))
+            projected = kept.data_ptr()
+
+    def _workspaces_of(self, trunk: Tensor) -> list[Workspace]:
+        size = tuple(trunk.shape)
+        workspaces = self._workspaces.setdefault(size, [])
+        self._workspaces.move_to_end(size)
+        if len(self._workspaces) > KEPT_SIZES:
+            self._workspaces.popitem(last=False)
+        return workspaces
 
 
 class NumbaUnit:
-    """Computes a unit with the kernels of `numba_kernels`, on `torch.get_num_threads()` threads."""
+    """Computes one unit, its shortcut given."""
 
     def __init__(self, unit: PackedUnit) -> None:
-        values = unit.weight.values().numpy()
-        self.out_channels, self.in_channels, self.kernel_size, _ = unit.weight.shape
-        self.stride = unit.stride
-        self.weights = _words_of(values > 0)
-        self.masks = None if unit.weight.survivors is None else _words_of(values != 0)
-        survivors = np.abs(values).sum(1, dtype=np.int64).reshape(self.out_channels, -1)
-        self.survivors = np.ascontiguousarray(_blocks_of(survivors).swapaxes(1, 2))
-        self.thresholds, self.scale, self.rprelu = (
-            constant.contiguous().numpy() for constant in (unit.thresholds, unit.weight.scale, unit.rprelu)
-        )
+        self._given = threading.local()
+        self._units = NumbaUnits([unit], [lambda pooled: self._given.shortcut])
 
     def __call__(self, x: Tensor, shortcut: Tensor) -> Tensor:
         """The unit's output (N, O, H', W') for its input (N, I, H, W) and its shortcut, all float32."""
-        activations, residual = (_channels_last(tensor) for tensor in (x, shortcut))
-        bits = np.empty((*activations.shape[:3], -(-self.in_channels // LANES)), np.uint64)
-        output = np.empty(residual.shape, np.float32)
-        threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-        binarize, unit = kernels.binarize, kernels.unit
-        if threads > 1:
-            binarize, unit = kernels.binarize_threaded, kernels.unit_threaded
-        with _lock:
-            if threads > 1:
-                numba.set_num_threads(threads)
-            binarize(activations, self.thresholds, bits)
-            unit(
-                bits, self.weights, self.masks, self.survivors, self.in_channels, self.kernel_size, self.stride,
-                residual, self.scale, self.rprelu, output,
-            )  # fmt: skip
-        return torch.from_numpy(output).permute(0, 3, 1, 2)
+        self._given.shortcut = shortcut
+        return self._units(x)
 
 
-def _words_of(bits: NDArray[np.bool_]) -> NDArray[np.uint64]:
-    """Bits (O, I, kH, kW) as words (blocks, taps, words, 64)."""
-    out_channels, in_channels = bits.shape[:2]
-    taps = np.zeros((out_channels, bits[0, 0].size, -(-in_channels // LANES) * LANES), np.bool_)
-    taps[:, :, :in_channels] = bits.reshape(out_channels, in_channels, -1).swapaxes(1, 2)
-    packed = np.packbits(taps, axis=-1, bitorder="little").view("<u8").astype(np.uint64)
-    return np.ascontiguousarray(np.moveaxis(_blocks_of(packed), 1, -1))
-
-
-def _blocks_of(filters: NDArray[np.generic]) -> NDArray[np.generic]:
-    """(O, ...) as (blocks, 64, ...), filled up with zeros."""
-    blocks = -(-len(filters) // LANES)
-    padded = np.zeros((blocks * LANES, *filters.shape[1:]), filters.dtype)
-    padded[: len(filters)] = filters
-    return padded.reshape(blocks, LANES, *filters.shape[1:])
-
-
-def _channels_last(x: Tensor) -> NDArray[np.float32]:
-    return x.permute(0, 2, 3, 1).contiguous().numpy()
+def _filled(x: Tensor) -> Tensor:
+    """(N, C, H, W) as (N, H, W, channels filled up with zeros to whole words)."""
+    places = x.permute(0, 2, 3, 1).contiguous()
+    missing = -places.shape[3] % BLOCK
+    # Padding keeps the format that the strides look like, which is ambiguous where a size is 1.
+    return F.pad(places, (0, missing)).contiguous() if missing else places

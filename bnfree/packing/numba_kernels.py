@@ -1,161 +1,142 @@
-"""The kernels of the numba engine: comparisons to bits, and XNOR-popcount convolution with all that follows it.
+"""The kernels of the numba engine that are written in Python: comparisons, shortcuts, and a readable convolution.
 
-Activations are (N, H, W, words): 64 channels in a uint64, bit 1 for +1. Weights are (blocks, taps, words, 64): the
-innermost index is the output channel, so that 64 of them share one word of activations and LLVM turns the loop into
-vector instructions (VPOPCNTQ where the processor has it). Channels that fill up a word are 0 in both and cost nothing:
-their XOR is 0. Positions outside of the image are left out, which is zero padding exactly.
-
-Kernels come in pairs of one body, for one thread and for several; numba's cache keys on functions, not on options.
+Each computes one row, of the unit that a record of `numba_unit` describes. The innermost loop of the convolution runs
+over 32 output channels, which share one word of activations: LLVM turns it into vector instructions. `numba_tile` is
+the same convolution tuned; both are called by `numba_run`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit, prange, types
+from numba import carray, njit, types
 from numba.extending import intrinsic
 
-LANES = 64
-
-
-def compiled(**options: Any) -> Callable[[Callable[..., None]], Any]:
-    """`numba.njit` that keeps machine code on disk, where there is a place for it: read-only systems have none."""
-
-    def decorate(function: Callable[..., None]) -> Any:
-        options.update(nogil=True, error_model="numpy")
-        try:
-            return njit(cache=True, **options)(function)
-        except RuntimeError:
-            return njit(**options)(function)
-
-    return decorate
+from bnfree.packing.numba_unit import BLOCK
 
 
 @intrinsic
 def popcount(typing_context: Any, word: Any) -> Any:
-    """Number of bits that are 1 in a uint64, as uint64: one instruction, which Python and numpy in numba lack."""
+    """Number of bits that are 1 in a uint32, as uint32: one instruction, which Python and numpy in numba lack."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.ctpop(arguments[0])
 
-    return types.uint64(types.uint64), generate
+    return types.uint32(types.uint32), generate
 
 
-@compiled()
-def binarize_row(x: Any, thresholds: Any, bits: Any, image: int, row: int) -> None:
-    """Bits of one row: `x` float32 (N, H, W, C), `thresholds` (C,), `bits` uint64 (N, H, W, words), written."""
-    channels = x.shape[3]
-    for column in range(x.shape[2]):
-        for word in range(bits.shape[3]):
-            first = word * LANES
-            packed = np.uint64(0)
-            for lane in range(min(LANES, channels - first)):
-                positive = x[image, row, column, first + lane] >= thresholds[first + lane]
-                packed |= np.uint64(positive) << np.uint64(lane)
-            bits[image, row, column, word] = packed
+def _pointer(kind: Any) -> Any:
+    @intrinsic
+    def pointer(typing_context: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+        return types.CPointer(kind)(types.int64), generate
+
+    return pointer
 
 
-@compiled()
-def binarize(x: Any, thresholds: Any, bits: Any) -> None:
-    """`binarize_row` for every row."""
-    rows = x.shape[1]
-    for index in range(x.shape[0] * rows):
-        binarize_row(x, thresholds, bits, index // rows, index % rows)
+floats, words_at, integers, offsets = (
+    _pointer(kind) for kind in (types.float32, types.uint32, types.int32, types.int64)
+)
 
 
-@compiled(parallel=True)
-def binarize_threaded(x: Any, thresholds: Any, bits: Any) -> None:
-    """`binarize_row` for every row, on numba's threads."""
-    rows = x.shape[1]
-    for index in prange(x.shape[0] * rows):
-        binarize_row(x, thresholds, bits, index // rows, index % rows)
+@njit(error_model="numpy")
+def binarize_row(unit: Any, trunk: int, image: int, row: int) -> None:
+    """Bits of one row of the unit's input at `trunk`."""
+    width, words = unit.width, unit.words
+    padding = (unit.kernel_size - 1) // 2
+    x = carray(floats(trunk + ((image * unit.height + row) * width) * words * BLOCK * 4), (width, words, BLOCK))
+    thresholds = carray(floats(unit.thresholds), (words, BLOCK))
+    place = (image * unit.height + row) * (width + 2 * padding) + padding
+    bits = carray(words_at(unit.bits + place * words * 4), (width, words))
+    for column in range(width):
+        for word in range(words):
+            packed = np.uint32(0)
+            for lane in range(BLOCK):
+                packed |= np.uint32(x[column, word, lane] >= thresholds[word, lane]) << np.uint32(lane)
+            bits[column, word] = packed
 
 
-@compiled()
-def unit_row(
-    bits: Any, weights: Any, masks: Any, survivors: Any, in_channels: int, kernel_size: int, stride: int,
-    shortcut: Any, scale: Any, rprelu: Any, output: Any, image: int, row: int,
-) -> None:  # fmt: skip
-    """One row of rprelu(shortcut + scale * sum of signs).
+@njit(error_model="numpy")
+def shortcut_row(unit: Any, trunk: int, image: int, row: int) -> None:
+    """One row of the unit's shortcut from its input at `trunk`: averaged, scaled, repeated, in this order.
+
+    Sums run row by row from 0, as in torch, and windows at odd edges are incomplete.
+    """
+    height, width, channels = unit.height, unit.width, unit.channels
+    size = 2 if unit.pooled else 1
+    x = carray(floats(trunk), ((image + 1) * height, width, unit.words * BLOCK))[image * height :]
+    places = unit.shortcut + (image * unit.rows + row) * unit.columns * unit.shortcut_blocks * BLOCK * 4
+    shortcut = carray(floats(places), (unit.columns, unit.shortcut_blocks * BLOCK))
+    last_i = min(height, (row + 1) * size)
+    for column in range(unit.columns):
+        last_j = min(width, (column + 1) * size)
+        count = np.float32((last_i - row * size) * (last_j - column * size))
+        place = shortcut[column, :channels]
+        place[:] = np.float32(0)
+        for i in range(row * size, last_i):
+            for j in range(column * size, last_j):
+                for channel in range(channels):
+                    place[channel] += x[i, j, channel]
+        for channel in range(channels):
+            place[channel] = place[channel] / count * unit.factor
+        for repeat in range(1, unit.repeats):
+            for channel in range(channels):
+                shortcut[column, repeat * channels + channel] = place[channel]
+
+
+@njit(error_model="numpy")
+def readable_row(unit: Any, residual: int, output: int, image: int, block: int, row: int) -> None:
+    """32 channels of one row of rprelu(shortcut + scale * sum of signs), and their bits for the next unit.
 
     Args:
-        bits: activations, uint64 (N, H, W, words).
-        weights: signs, uint64 (blocks, taps, words, 64).
-        masks: survivors, likewise, or None: numba compiles a variant without them.
-        survivors: how many weights of each tap survive, int64 (blocks, taps, 64); not read without masks.
-        in_channels: how many weights a tap has.
-        kernel_size: height and width of the kernel.
-        stride: stride.
-        shortcut: float32 (N, H', W', O).
-        scale: float32 (O,).
-        rprelu: float32 (3, O).
-        output: float32 (N, H', W', O), written.
+        unit: record.
+        residual: address of what is added.
+        output: address of the output; may be the same.
         image: index of the image.
+        block: index of the block of channels.
         row: index of the row of the output.
     """
-    height, width, words = bits.shape[1:]
-    channels = output.shape[3]
+    kernel_size, words, rows, columns = unit.kernel_size, unit.words, unit.rows, unit.columns
     padding = (kernel_size - 1) // 2
-    different = np.empty(LANES, np.int64)
-    products = np.empty(LANES, np.int64)
-    for column in range(output.shape[2]):
-        for block in range(weights.shape[0]):
-            different[:] = 0
-            products[:] = 0
-            taps_inside = 0
-            for tap in range(kernel_size * kernel_size):
-                i = row * stride - padding + tap // kernel_size
-                j = column * stride - padding + tap % kernel_size
-                if i < 0 or i >= height or j < 0 or j >= width:
-                    continue
-                taps_inside += 1
-                if masks is not None:
-                    for lane in range(LANES):
-                        products[lane] += survivors[block, tap, lane]
+    padded = unit.width + 2 * padding
+    bits = carray(words_at(unit.bits), ((image + 1) * unit.height, padded, words))[image * unit.height :]
+    weight = (kernel_size, kernel_size, words, BLOCK)
+    skipped = block * kernel_size * kernel_size * words * BLOCK * 4
+    weights, masks = carray(words_at(unit.weights + skipped), weight), carray(words_at(unit.masks + skipped), weight)
+    line = image * rows + row
+    added = carray(floats(residual), (line + 1, columns, unit.added_blocks, BLOCK))[line]
+    result = carray(floats(output), (line + 1, columns, unit.blocks, BLOCK))[line]
+    constants = carray(floats(unit.constants), (unit.blocks, 5, BLOCK))[block]
+    base_row = unit.base + carray(offsets(unit.base_rows), rows)[row] + block * BLOCK * 4
+    base_columns = carray(offsets(unit.base_columns), columns)
+    different = np.empty(BLOCK, np.uint32)
+    for column in range(columns):
+        different[:] = 0
+        for tap_row in range(kernel_size):
+            i = row * unit.stride + tap_row - padding
+            if i < 0 or i >= unit.height:
+                continue
+            for tap in range(kernel_size):
                 for word in range(words):
-                    active = bits[image, i, j, word]
-                    for lane in range(LANES):
-                        unequal = active ^ weights[block, tap, word, lane]
-                        if masks is not None:
-                            unequal &= masks[block, tap, word, lane]
-                        different[lane] += np.int64(popcount(unequal))
-            if masks is None:
-                products[:] = taps_inside * in_channels
-            first = block * LANES
-            for lane in range(min(LANES, channels - first)):
-                channel = first + lane
-                signs = np.float32(products[lane] - 2 * different[lane])
-                trunk = signs * scale[channel] + shortcut[image, row, column, channel] + rprelu[0, channel]
-                if not trunk > 0:
-                    trunk *= rprelu[1, channel]
-                output[image, row, column, channel] = trunk + rprelu[2, channel]
-
-
-@compiled()
-def unit(
-    bits: Any, weights: Any, masks: Any, survivors: Any, in_channels: int, kernel_size: int, stride: int,
-    shortcut: Any, scale: Any, rprelu: Any, output: Any,
-) -> None:  # fmt: skip
-    """`unit_row` for every row."""
-    rows = output.shape[1]
-    for index in range(output.shape[0] * rows):
-        unit_row(
-            bits, weights, masks, survivors, in_channels, kernel_size, stride, shortcut, scale, rprelu, output,
-            index // rows, index % rows,
-        )  # fmt: skip
-
-
-@compiled(parallel=True)
-def unit_threaded(
-    bits: Any, weights: Any, masks: Any, survivors: Any, in_channels: int, kernel_size: int, stride: int,
-    shortcut: Any, scale: Any, rprelu: Any, output: Any,
-) -> None:  # fmt: skip
-    """`unit_row` for every row, on numba's threads."""
-    rows = output.shape[1]
-    for index in prange(output.shape[0] * rows):
-        unit_row(
-            bits, weights, masks, survivors, in_channels, kernel_size, stride, shortcut, scale, rprelu, output,
-            index // rows, index % rows,
-        )  # fmt: skip
+                    active = bits[i, column * unit.stride + tap, word]
+                    for lane in range(BLOCK):
+                        unequal = active ^ weights[tap_row, tap, word, lane]
+                        if unit.masks != 0:
+                            unequal &= masks[tap_row, tap, word, lane]
+                        different[lane] += popcount(unequal)
+        base = carray(integers(base_row + base_columns[column]), BLOCK)
+        packed = np.uint32(0)
+        for lane in range(BLOCK):
+            signs = np.float32(base[lane] - 2 * np.int32(different[lane]))
+            trunk = signs * constants[0, lane] + added[column, block % unit.added_blocks, lane] + constants[1, lane]
+            if not trunk > 0:
+                trunk *= constants[2, lane]
+            trunk += constants[3, lane]
+            result[column, block, lane] = trunk
+            packed |= np.uint32(trunk >= constants[4, lane]) << np.uint32(lane)
+        if unit.next_bits != 0:
+            place = line * (columns + 2 * unit.next_padding) + unit.next_padding + column
+            carray(words_at(unit.next_bits), (place + 1, unit.blocks))[place, block] = packed

@@ -9,14 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnfree.errors import InputError
-from bnfree.packing.engines import EngineName, NetworkFunction, choose_engine, prepare_openvino, prepare_unit
+from bnfree.packing.engines import EngineName, NetworkFunction, choose_engine, prepare_openvino, prepare_units
 from bnfree.packing.file_format import read, write
 from bnfree.packing.file_layout import Masks
 from bnfree.packing.folding import fold
 from bnfree.packing.info import NetworkInfo
 from bnfree.packing.layers import PackedLayers
 from bnfree.packing.real_weights import RealPrecision
-from bnfree.packing.shortcuts import Shortcut
 
 
 class PackedNetwork:
@@ -99,14 +98,11 @@ class PackedNetwork:
     def _prepare(self) -> NetworkFunction:
         if self.engine == "openvino":
             return prepare_openvino(self.layers)
-        engine = self.engine
-        units = [(Shortcut(unit), prepare_unit(unit, engine)) for unit in self.layers.units]
+        units = prepare_units(self.layers.units, self.engine)
 
         def run(images: Tensor) -> Tensor:
-            x = self._stem(images.contiguous(memory_format=torch.channels_last))
-            for shortcut, unit in units:
-                x = unit(x, shortcut(x))
-            return F.linear(x.mean((2, 3)), self._classifier_weight, self.layers.classifier.bias)
+            features = units(self._stem(images.contiguous(memory_format=torch.channels_last))).mean((2, 3))
+            return F.linear(features, self._classifier_weight, self.layers.classifier.bias)
 
         return run
 

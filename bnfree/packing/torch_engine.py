@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from bnfree.packing.layers import PackedUnit
+from bnfree.packing.shortcuts import Shortcut, channels_last
 
 
 class TorchUnit:
@@ -27,12 +30,17 @@ class TorchUnit:
         signs = (x >= self.thresholds).float().mul_(2).sub_(1)
         sums = F.conv2d(signs, self.weight, None, self.stride, (self.weight.shape[-1] - 1) // 2)
         trunk = sums.mul_(self.scale).add_(shortcut).add_(self.shift_in)
-        return _channels_last(torch.where(trunk > 0, trunk, trunk * self.slope).add_(self.shift_out))
+        return channels_last(torch.where(trunk > 0, trunk, trunk * self.slope).add_(self.shift_out))
 
 
-def _channels_last(x: Tensor) -> Tensor:
-    # Where a size is 1, torch takes several strides for channels-last and computes what follows one way or the other,
-    # which rounds differently; those of the numba engine are these.
-    channels, height, width = x.shape[1:]
-    strides = (height * width * channels, 1, width * channels, channels)
-    return x.permute(0, 2, 3, 1).contiguous().as_strided(x.shape, strides)
+class TorchUnits:
+    """Computes units one behind the other, with their shortcuts."""
+
+    def __init__(self, units: Sequence[PackedUnit]) -> None:
+        self.units = [(Shortcut(unit), TorchUnit(unit)) for unit in units]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The last unit's output (N, O, H', W') for the first one's input `x` (N, I, H, W)."""
+        for shortcut, unit in self.units:
+            x = unit(x, shortcut(x))
+        return x

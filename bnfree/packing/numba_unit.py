@@ -1,0 +1,58 @@
+"""What the numba engine knows of a unit: one record of addresses and sizes, which compiled code reads.
+
+A run of units is one array of records, so that Python calls compiled code once for many units. Trunks are float32
+(N, H, W, channels), their channels filled up with zeros to whole words of 32; bits are uint32 (N, H, W + 2 * padding,
+words), with words of zeros at the sides.
+"""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+BLOCK = 32
+"""Channels in a word of bits, and output channels that a kernel computes at once."""
+THROUGH, COMPUTED, PROJECTED = 0, 1, 2
+"""Where a shortcut comes from: the trunk as it is; pooled, scaled or repeated; or that, then convolved by torch."""
+
+FIELDS = (
+    "height", "width", "channels", "kernel_size", "stride", "words", "bits", "weights", "masks",
+    "rows", "columns", "blocks", "tile", "base", "base_rows", "base_columns", "constants", "thresholds",
+    "shortcut_kind", "shortcut", "shortcut_blocks", "added_blocks", "pooled", "repeats",
+    "output", "next_bits", "next_padding",
+)  # fmt: skip
+"""Fields of a unit, int64: addresses and sizes.
+
+height, width, channels: of the input; `channels` are those that are not filled up.
+kernel_size, stride, words: of the convolution; 32-bit words of its input.
+bits: its input, uint32 (N, height, width + 2 * padding, words).
+weights: signs, uint32 (blocks, taps, words, 32): 32 output channels share a word of activations.
+masks: survivors, likewise, or 0 where all weights survive.
+rows, columns, blocks: of the output; blocks of 32 channels.
+tile: neighbouring pixels that the tuned kernel computes at once, or 0 for the readable one.
+base: sums before any difference is counted, int32 (row cases, column cases, blocks * 32): the number of weights that
+    meet the image, less what words of zeros at the sides count for.
+base_rows, base_columns: int64 per row and column of the output, bytes behind `base` where its case begins.
+constants: float32 (blocks, 5, 32): scale, shift in front of the PReLU, slope, shift behind it, threshold of the next
+    unit's input.
+thresholds: float32 (words * 32,), of this unit's input.
+shortcut_kind, shortcut, pooled, repeats: where the shortcut comes from; the address of a computed one, whether it is
+    averaged over 2x2, how often its channels are repeated. Its factor is the last field, a float32.
+shortcut_blocks, added_blocks: blocks of 32 channels in a computed shortcut; in what is added, of which block b adds
+    block b modulo these.
+output: where the output is put, or 0: in place of what is added.
+next_bits, next_padding: bits of the next unit, or 0; its padding.
+"""
+
+
+def _digest() -> str:
+    """Of the sources that are compiled: numba's cache looks at one file of them, and at the types of arguments."""
+    names = ("numba_kernels", "numba_run", "numba_tile", "numba_unit")
+    sources = b"".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in names)
+    return f"{zlib.crc32(sources):08x}"
+
+
+UNIT = np.dtype([*((name, np.int64) for name in FIELDS), ("factor", np.float32), (f"sources_{_digest()}", np.int32)])
+"""A unit as a record; its last field has no value, its name belongs to the type."""
