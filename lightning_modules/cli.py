@@ -32,6 +32,7 @@ SUBCOMMANDS = {
     "recipe": Subcommand("train the stages of a recipe, one after the other", "lightning_modules.command.recipe"),
     "predict": Subcommand("write a checkpoint's predictions to a file", "lightning_modules.command.training"),
     "report": Subcommand("write a table and a figure of runs", "lightning_modules.command.run_reports.command"),
+    "export": Subcommand("pack a trained network into a small file", "lightning_modules.command.export.command"),
     "summary": Subcommand("count a network's operations and bits", "lightning_modules.command.summary"),
     "ticket": Subcommand("compare, stretch, transfer and sign tickets", "lightning_modules.command.ticket.command"),
 }

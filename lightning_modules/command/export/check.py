@@ -1,0 +1,99 @@
+"""Does the exported file compute what the trained network does, on real images?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bnfree.packing.comparison import observe
+
+
+@dataclass
+class Check:
+    """Counts over images."""
+
+    images: int = 0
+    same_class: int = 0
+    """Images for which both name the same class."""
+    largest_difference: float = 0.0
+    """Of two logits, relative to the largest of the image."""
+    near_threshold: int = 0
+    """Activations of the trained network within 1e-6 of their threshold."""
+    by_rounding: int = 0
+    """Images that differ because real layers are rounded: they agree when those are kept in float32."""
+    by_threshold: int = 0
+    """Further images that differ and have an activation on its threshold."""
+    unexplained: int = 0
+    """Images that differ otherwise."""
+    labelled: int = 0
+    """Images whose class is known."""
+    trained_correct: int = 0
+    exported_correct: int = 0
+
+    @property
+    def passed(self) -> bool:
+        """Whether every difference has its reason."""
+        return self.unexplained == 0
+
+    @property
+    def accuracy(self) -> float | None:
+        """Of the trained network, if classes are known."""
+        return self.trained_correct / self.labelled if self.labelled else None
+
+    def lines(self) -> list[str]:
+        """The counts in words."""
+        differing = self.by_rounding + self.by_threshold + self.unexplained
+        lines = [
+            f"same class      {self.same_class} of {self.images} images",
+            f"logits          differ by {self.largest_difference:.1e} of an image's largest at most",
+            f"on threshold    {self.near_threshold} activations lie within 1e-6 of their threshold",
+            f"differing       {differing} images get another class, or logits that differ by more than 1e-3:",
+            f"                {self.by_rounding} by rounded real layers, {self.by_threshold} by an activation on its "
+            f"threshold, {self.unexplained} without a reason",
+        ]
+        if self.labelled:
+            trained, exported = (100 * c / self.labelled for c in (self.trained_correct, self.exported_correct))
+            lines.append(f"accuracy        {trained:.2f} % trained, {exported:.2f} % exported")
+        return lines
+
+
+@torch.no_grad()
+def check(
+    trained: nn.Module,
+    exported: Callable[[Tensor], Tensor],
+    exact: Callable[[Tensor], Tensor],
+    batches: Iterable[tuple[Tensor, Tensor | None]],
+) -> Check:
+    """Runs both on the same images.
+
+    Args:
+        trained: the trained network.
+        exported: what has been read from the file.
+        exact: the packed network with its real layers in float32.
+        batches: images (N, C, H, W), normalised, and labels (N,) or None.
+    """
+    result = Check()
+    for images, labels in batches:
+        observed, logits = observe(trained, images), exported(images.float())
+        differing = ~observed.agrees(logits)
+        if bool(differing.any()):
+            rounded = differing & observed.agrees(exact(images))
+            near = differing & ~rounded & (observed.near > 0)
+            result.by_rounding += int(rounded.sum())
+            result.by_threshold += int(near.sum())
+            result.unexplained += int((differing & ~rounded & ~near).sum())
+        expected, predicted = observed.logits.argmax(1), logits.argmax(1)
+        result.images += len(images)
+        result.same_class += int((expected == predicted).sum())
+        # A difference that is no number is the largest.
+        largest = observed.differences(logits).nan_to_num(torch.inf).max().item()
+        result.largest_difference = max(result.largest_difference, largest)
+        result.near_threshold += int(observed.near.sum())
+        if labels is not None:
+            result.labelled += len(labels)
+            result.trained_correct += int((expected == labels).sum())
+            result.exported_correct += int((predicted == labels).sum())
+    return result
