@@ -17,7 +17,7 @@ from lightning_modules.command import recipe_arguments, training
 from lightning_modules.command.lock import only_one
 from lightning_modules.command.parsed_fit import ParsedFit, changes, parse_fit
 from lightning_modules.command.quiet import quieten
-from lightning_modules.command.recipe_arguments import RecipeArguments
+from lightning_modules.command.recipe_arguments import RecipeArguments, as_options, split_configs
 from lightning_modules.command.recipe_file import REFERENCE, Stage, read_recipe, selected_stages
 from lightning_modules.command.report import say
 from lightning_modules.command.run_directory import CHECKPOINTS, discard_start, is_child, latest_config
@@ -126,29 +126,14 @@ def _fit_options(stage: Stage, names: list[str], given: RecipeArguments, directo
     options = [f"--config={config}" for config in stage.configs]
     mine = given.of_stage(stage.name, names)
     # Configs of the command line, which come after those of the recipe, still leave the recipe's options in force.
-    overlays, rest = _split_configs(mine)
+    overlays, rest = split_configs(mine)
     options += overlays
-    for key, value in stage.options.items():
-        text = value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True, width=10**6)
-        text = text.removesuffix("\n").removesuffix("\n...")
-        options.append(f"--{key}={REFERENCE.sub(lambda match: checkpoint(match[1], match[2]), text)}")
+    for option in as_options(stage.options):
+        options.append(REFERENCE.sub(lambda match: checkpoint(match[1], match[2]), option))
     options += rest
     if stage.init_from is not None:
         options.append(f"--model.init_from={checkpoint(stage.init_from, given.carry or stage.carry)}")
     return [*options, f"--run_dir={directory / stage.name}"]
-
-
-def _split_configs(options: list[str]) -> tuple[list[str], list[str]]:
-    configs: list[str] = []
-    rest: list[str] = []
-    remaining = iter(options)
-    for token in remaining:
-        name, equals, value = token.partition("=")
-        if name in ("--config", "-c"):
-            configs.append(f"--config={value if equals else next(remaining, '')}")
-        else:
-            rest.append(token)
-    return configs, rest
 
 
 def _parse(stage: Stage, options: list[str]) -> ParsedFit:

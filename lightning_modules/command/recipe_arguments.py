@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import yaml
 
 from bnfree.errors import InputError
 from lightning_modules.command.recipe_file import check_carry
@@ -76,6 +79,30 @@ def parse(arguments: Sequence[str]) -> RecipeArguments:
         None if carry is None else check_carry(carry, "--carry"),
         options,
     )
+
+
+def split_configs(options: list[str]) -> tuple[list[str], list[str]]:
+    """Separates `--config` options from the others, which configs must come before."""
+    configs: list[str] = []
+    rest: list[str] = []
+    remaining = iter(options)
+    for token in remaining:
+        name, equals, value = token.partition("=")
+        if name in ("--config", "-c"):
+            configs.append(f"--config={value if equals else next(remaining, '')}")
+        else:
+            rest.append(token)
+    return configs, rest
+
+
+def as_options(values: Mapping[str, Any]) -> list[str]:
+    """Values by dotted name, as a file gives them, in the form of a command line."""
+    options = []
+    for key, value in values.items():
+        text = value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True, width=10**6)
+        text = text.removesuffix("\n").removesuffix("\n...")
+        options.append(f"--{key}={text}")
+    return options
 
 
 def _is_option(token: str) -> bool:
