@@ -13,7 +13,7 @@ from torch import nn
 from bnfree.errors import InputError
 from bnfree.tickets import Ticket, effective_zeros, prunable_layers, ramped_density, save_ticket
 from bnfree.tickets.learned_masks import MultiPrizeScope, check_learned_density
-from bnfree.tickets.multi_prize import Learned, MultiPrize
+from bnfree.tickets.multi_prize import LEARNED, Learned, MultiPrize
 from callbacks.run_files import run_directory
 from callbacks.strategies import refuse_sharded_parameters
 from callbacks.ticket_config import remembered_config
@@ -76,6 +76,8 @@ class MultiPrizeTicket(Callback):
         check_learned_density({}, initial_density, scope)
         if not 0 <= ramp <= 1:
             raise InputError(f"ramp={ramp} must be between 0 and 1: the share of the steps in which the density falls.")
+        if learned not in LEARNED:
+            raise InputError(f"learned={learned!r} is not known; choose {' or '.join(map(repr, LEARNED))}.")
         if weights not in ("drawn", "signed_constant"):
             raise InputError(f"weights={weights!r} is not known; choose 'drawn' or 'signed_constant'.")
         if not Path(filename).name:

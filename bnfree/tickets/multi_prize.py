@@ -8,7 +8,7 @@ one. `bnfree.tickets.scored_convolution` has the rule, its source and how it dif
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from bnfree.tickets.learned_masks import MultiPrizeScope, masks_of_scores
 from bnfree.tickets.scored_convolution import ScoredConv2d
 
 Learned = Literal["everything", "gains_and_shifts", "scores"]
+LEARNED: tuple[Learned, ...] = get_args(Learned)
 
 
 class MultiPrize:
@@ -62,8 +63,8 @@ class MultiPrize:
         learned: Learned = "everything",
         seed: int = 0,
     ) -> None:
-        if learned not in ("everything", "gains_and_shifts", "scores"):
-            raise InputError(f"learned={learned!r} is not known; choose 'everything', 'gains_and_shifts' or 'scores'.")
+        if learned not in LEARNED:
+            raise InputError(f"learned={learned!r} is not known; choose {' or '.join(map(repr, LEARNED))}.")
         layers = prunable_layers(network) if layers is None else layers
         for name, layer in layers.items():
             if type(layer) is not BinaryConv2d:

@@ -52,6 +52,15 @@ class ScoredConv2d(BinaryConv2d):
 
     score: nn.Parameter
 
+    def effective_weight(self) -> Tensor:
+        """As of the layer without scores; the scores and the gain get gradients through it."""
+        # Overridden, because the one-step gradient of a lean layer knows nothing of scores.
+        if self.binary_weights:
+            signs, scale = self._signs_and_scale()
+            return signs * scale
+        weight = self._prepared_weight()
+        return weight if self.gain is None else self.gain * weight
+
     def _signs_and_scale(self) -> tuple[Tensor, Tensor]:
         signs, scale = super()._signs_and_scale()
         if torch.is_grad_enabled():
