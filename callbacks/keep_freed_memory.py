@@ -44,8 +44,9 @@ class KeepFreedMemory(Callback):
         """Logs when Lightning does."""
         if not self.log_page_faults or not trainer._logger_connector.should_update_logs:
             return
-        faults, steps = page_faults(), trainer.global_step - self._steps
-        if faults is None or steps < 1:
+        steps = trainer.global_step - self._steps
+        faults = page_faults() if steps else None
+        if faults is None:
             return
         pl_module.log("memory/page_faults", (faults - self._faults) / steps, on_step=True, on_epoch=False)
         self._steps, self._faults = trainer.global_step, faults
