@@ -62,7 +62,8 @@ def main() -> None:
     rows: dict[str, list[tuple[float, ...]]] = {name: [] for name in VARIANTS}
     for _ in range(options.rounds):
         for name, process in processes.items():
-            assert process.stdin is not None and process.stdout is not None
+            assert process.stdin is not None
+            assert process.stdout is not None
             process.stdin.write("\n")
             process.stdin.flush()
             rows[name].append(tuple(float(word) for word in process.stdout.readline().split()))

@@ -1,8 +1,8 @@
 """Freed memory kept for reuse: what glibc's allocator costs training on a CPU, and the way around it.
 
-glibc serves a block of 32 MiB or more from fresh pages of the kernel and gives them back when it is freed, and gives back
-smaller ones when enough of them lie free at the end of the heap. A training step frees all that it has allocated, so
-every step takes its large tensors anew: a page fault for each 4 KiB, which the kernel fills with zeros.
+glibc serves a block of 32 MiB or more from fresh pages of the kernel and gives them back when it is freed, and gives
+back smaller ones when enough of them lie free at the end of the heap. A training step frees all that it has allocated,
+so every step takes its large tensors anew: a page fault for each 4 KiB, which the kernel fills with zeros.
 
 Source: mallopt(3); the same effect is reported for matrix products in Eigen's issue 3201.
 """
