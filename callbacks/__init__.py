@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from callbacks.adaptive_gradient_clipping import AdaptiveGradientClipping
     from callbacks.channels_last import ChannelsLast
     from callbacks.compiled_backbone import CompiledBackbone
+    from callbacks.early_bird import EarlyBird
     from callbacks.keep_freed_memory import KeepFreedMemory
     from callbacks.lottery_ticket import LotteryTicket
     from callbacks.multi_prize_ticket import MultiPrizeTicket
@@ -21,6 +22,7 @@ __all__ = [
     "AdaptiveGradientClipping",
     "ChannelsLast",
     "CompiledBackbone",
+    "EarlyBird",
     "KeepFreedMemory",
     "LotteryTicket",
     "MultiPrizeTicket",
@@ -35,6 +37,7 @@ _MODULES = {
     "ChannelsLast": "callbacks.channels_last",
     "CompiledBackbone": "callbacks.compiled_backbone",
     "KeepFreedMemory": "callbacks.keep_freed_memory",
+    "EarlyBird": "callbacks.early_bird",
     "LotteryTicket": "callbacks.lottery_ticket",
     "MultiPrizeTicket": "callbacks.multi_prize_ticket",
     "PredictionWriter": "callbacks.prediction_writer",

@@ -8,6 +8,7 @@ from bnfree.tickets.keyed import new_key
 from bnfree.tickets.layers import LayerChoice, layer_choices, prunable_layers
 from bnfree.tickets.learned_masks import masks_of_scores
 from bnfree.tickets.locking import TicketKey, lock, unlock
+from bnfree.tickets.mask_history import MaskHistory
 from bnfree.tickets.masks import Masks, apply, checksum, current_masks, pack_masks, unpack_masks, zero_pruned
 from bnfree.tickets.multi_prize import MultiPrize
 from bnfree.tickets.ownership import Signature, commitment, occupancy, sign
@@ -39,6 +40,7 @@ __all__ = [
     "FlipCounts",
     "LayerChoice",
     "LayerDensity",
+    "MaskHistory",
     "MaskOverlap",
     "MaskStatistics",
     "Masks",
