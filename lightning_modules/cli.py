@@ -30,6 +30,7 @@ SUBCOMMANDS = {
     "validate": Subcommand("evaluate a checkpoint on the validation part", "lightning_modules.command.training"),
     "test": Subcommand("evaluate a checkpoint on the test set", "lightning_modules.command.training"),
     "recipe": Subcommand("train the stages of a recipe, one after the other", "lightning_modules.command.recipe"),
+    "lottery": Subcommand("find and check lottery tickets", "lightning_modules.command.lottery.command"),
     "predict": Subcommand("write a checkpoint's predictions to a file", "lightning_modules.command.training"),
     "report": Subcommand("write a table and a figure of runs", "lightning_modules.command.run_reports.command"),
     "export": Subcommand("pack a trained network into a small file", "lightning_modules.command.export.command"),
