@@ -113,12 +113,18 @@ class LotteryTicket(Callback):
         apply(network, ticket.masks)
         self._layers = {name: convolutions(network)[name] for name in ticket.masks}
         for callback in _averages(trainer):
+            if callback._use_buffers and not {"avg_fn", "multi_avg_fn"} & set(callback._kwargs):
+                raise InputError(
+                    "WeightAveraging(use_buffers=True) takes differences of all buffers, which masks do not have; set "
+                    "its use_buffers to false, or use EMAWeightAveraging."
+                )
             if callback._average_model is not None:
                 # A copy of the dense network, whose list of buffers must be that of the masked one.
                 apply(_network(callback._average_model.module), ticket.masks)
 
     def _start_from(self, ticket: Ticket, network: nn.Module, pl_module: LightningModule) -> None:
-        given: Any = getattr(pl_module, "init_from", None)
+        module: Any = pl_module
+        given = getattr(module, "init_from", None)
         if given not in (None, self.ticket):
             raise InputError(
                 f"model.init_from={given!r} and LotteryTicket(ticket={self.ticket!r}) both say what training starts "
@@ -126,9 +132,9 @@ class LotteryTicket(Callback):
             )
         weights = {name: value for name, value in ticket.start().items() if not name.endswith(".mask")}
         rewind(network, weights, ticket.masks)
-        if hasattr(pl_module, "init_from"):
+        if hasattr(module, "init_from"):
             # What starts from given weights is not calibrated.
-            pl_module.init_from = self.ticket
+            module.init_from = self.ticket
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Asks for the run directory, which all processes must do together."""
@@ -183,7 +189,7 @@ class LotteryTicket(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gathers the gradients of a training that has ended, also if it had ended before it was resumed."""
-        if not self._wants_gradients or trainer.fast_dev_run:
+        if not self._wants_gradients or not self._layers:
             return
         if self._since is None:
             for callback in _averages(trainer):

@@ -49,6 +49,9 @@ RECIPES = {
     "imagenet_reactnet_a_recipe": OPTIONS["imagenet_reactnet_a_step1"],
 }  # fmt: skip
 
+# Levels of a lottery, likewise.
+LOTTERIES = {"digits_lottery": [], "cifar10_lottery_small": SMALL_FOLDER}
+
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
@@ -76,7 +79,7 @@ def arguments_of(name, run_dir, data_dir, subcommand="fit"):
 
 
 def test_every_config_is_known_here():
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(OPTIONS) | OVERLAYS | set(RECIPES)
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(OPTIONS) | OVERLAYS | set(RECIPES) | set(LOTTERIES)
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIONS if not name.endswith("step2")])
@@ -119,6 +122,21 @@ def test_recipe_of_stages_trains(name, data_dir, tmp_path, monkeypatch):
         if stage != "teacher" and "teacher" in stages:
             assert model["teacher"]["init_args"]["weights"] == str(run / "teacher" / "checkpoints" / "best.ckpt")
     assert binary[-2:] == [False, True]
+
+
+@pytest.mark.parametrize("name", ["digits_lottery", pytest.param("cifar10_lottery_small", marks=pytest.mark.slow)])
+@pytest.mark.filterwarnings("ignore")
+def test_lottery_trains_its_first_level(name, data_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run"
+    words = arguments_of(name, run, data_dir, "lottery")
+    assert words[1] == "run"
+    assert main([*words, *LOTTERIES[name], "--lottery.densities=[0.5]", "--seeds=3"]) == 0
+    results = [yaml.safe_load((run / "seed_3" / f"level_0{i}" / "finished.yaml").read_text()) for i in (0, 1)]
+    assert [result["steps"] for result in results] == [2, 2]
+    assert results[0]["density"] == 1
+    assert results[1]["density"] == pytest.approx(0.5, abs=1e-3)
+    assert (run / "levels.csv").is_file()
 
 
 @pytest.mark.slow
