@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from callbacks.multi_prize_ticket import MultiPrizeTicket
     from callbacks.prediction_writer import PredictionWriter
     from callbacks.signal_propagation import SignalPropagation
+    from callbacks.throughput import Throughput
     from callbacks.weight_dynamics import WeightDynamics
     from callbacks.weight_standardization_check import WeightStandardizationCheck
 
@@ -28,6 +29,7 @@ __all__ = [
     "MultiPrizeTicket",
     "PredictionWriter",
     "SignalPropagation",
+    "Throughput",
     "WeightDynamics",
     "WeightStandardizationCheck",
 ]
@@ -42,6 +44,7 @@ _MODULES = {
     "MultiPrizeTicket": "callbacks.multi_prize_ticket",
     "PredictionWriter": "callbacks.prediction_writer",
     "SignalPropagation": "callbacks.signal_propagation",
+    "Throughput": "callbacks.throughput",
     "WeightDynamics": "callbacks.weight_dynamics",
     "WeightStandardizationCheck": "callbacks.weight_standardization_check",
 }
