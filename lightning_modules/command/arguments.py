@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import yaml
 
 from bnfree.errors import InputError
-from lightning_modules.command.checkpoints import read_checkpoint, remembered_config_as_argument
+from lightning_modules.command.checkpoints import read_checkpoint, remembered_config, remembered_config_as_argument
 from lightning_modules.command.run_directory import CHECKPOINTS, latest_config, run_directory_of
 
 
@@ -51,9 +52,23 @@ def complete_arguments(arguments: Sequence[str]) -> list[str]:
         return [subcommand, *options]
     if not Path(path).is_file():
         read_checkpoint(path)
+    return [subcommand, *_configs_of(path), *options]
+
+
+def _configs_of(path: str) -> list[str]:
     directory = run_directory_of(path)
-    base = str(latest_config(directory)) if directory is not None else remembered_config_as_argument(path)
-    return [subcommand, "--config", base, *options]
+    if directory is None:
+        return ["--config", remembered_config_as_argument(path)]
+    configs = ["--config", str(latest_config(directory))]
+    if Path(path).suffix != ".ckpt":
+        # A ticket may lie in another run's directory than its own, and says itself which network it is of.
+        try:
+            sections = remembered_config(read_checkpoint(path))
+        except InputError:
+            # What is wrong with the file is said when its weights are wanted, and the user may have more to say on it.
+            return configs
+        configs += ["--config", json.dumps(sections)] if "model" in sections else []
+    return configs
 
 
 def is_local(path: str) -> bool:

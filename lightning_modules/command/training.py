@@ -27,7 +27,6 @@ from lightning_modules.command.arguments import complete_arguments, is_local, va
 from lightning_modules.command.changed_settings import changed_settings
 from lightning_modules.command.checkpoint_io import AtomicCheckpointIO
 from lightning_modules.command.checkpoints import (
-    check_fits,
     check_resumable,
     differences,
     read_checkpoint,
@@ -39,6 +38,7 @@ from lightning_modules.command.parser import ALWAYS_ON, CommandParser, ParseFail
 from lightning_modules.command.quiet import quieten
 from lightning_modules.command.report import say, say_where_things_are
 from lightning_modules.command.saved_config import SavedConfig
+from lightning_modules.command.ticket_weights import checkpoint_to_load
 
 # Short names in a config are those of imported classes, and packages import theirs on first use only.
 for _package in (bnfree.backbones, callbacks, datamodules, lightning_modules):
@@ -177,9 +177,10 @@ class TrainingCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the Trainer, once the model is known to fit the checkpoint and the run directory can be written."""
-        if self.checkpoint:
-            check_fits(self.model, self.checkpoint, str(self.checkpoint_path))
         section = self.config_init[self.subcommand]
+        if self.checkpoint:
+            path = str(self.checkpoint_path)
+            section.ckpt_path = checkpoint_to_load(self.model, self.datamodule, self.checkpoint, path)
         options: dict[str, Any] = {**section.trainer, **kwargs}
         if isinstance(options.get("callbacks"), Callback):
             options["callbacks"] = [options["callbacks"]]

@@ -72,6 +72,8 @@ def run(arguments: Sequence[str]) -> int:
         known = ", ".join(ACTIONS)
         if name.startswith("-"):
             raise InputError(f"{name!r} stands before the action; give one of {known} first, then its options.")
-        raise InputError(f"action {name!r} of ticket is not known; {did_you_mean(name, ACTIONS) or f'choose from {known}.'}")
+        raise InputError(
+            f"action {name!r} of ticket is not known; {did_you_mean(name, ACTIONS) or f'choose from {known}.'}"
+        )
     code: int = importlib.import_module(f"{__package__}.{ACTIONS[name].module}").run(arguments[1:])
     return code

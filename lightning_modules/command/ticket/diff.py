@@ -26,8 +26,8 @@ Compares two tickets, or checkpoints of pruned networks, layer by layer:
   Hamming           share of the weights whose fate differs
   signs             share of the common survivors whose starting weight has another sign in B than in A
 
-A Jaccard index at its chance level says that two masks agree in their layers' densities and in nothing else. Layers that
-only one of the two has, or that have another shape there, are left out and named."""
+A Jaccard index at its chance level says that two masks agree in their layers' densities and in nothing else. Layers
+that only one of the two has, or that have another shape there, are left out and named."""
 EXAMPLES = """\
   bnfree ticket diff seed_0/level_03/ticket.pt seed_1/level_03/ticket.pt
   bnfree ticket diff ticket.pt runs/finetuned/checkpoints/last.ckpt"""
@@ -53,8 +53,8 @@ def run(arguments: Sequence[str]) -> int:
     common = [name for name, mask in one.items() if name in two and two[name].shape == mask.shape]
     if not common:
         raise InputError(
-            f"A={options.first!r} and B={options.second!r} have no pruned layer of the same name and shape; give tickets "
-            "of the same architecture and width."
+            f"A={options.first!r} and B={options.second!r} have no pruned layer of the same name and shape; give "
+            "tickets of the same architecture and width."
         )
     print(fields([("A", options.first), ("B", options.second)]), end="\n\n")
     rows = [_row(name, {name: one[name]}, {name: two[name]}, first, second) for name in common]
@@ -102,8 +102,8 @@ def _verdict(found: MaskOverlap, first: int, second: int, common: Sequence[str])
         return f"{smaller} is a part of {larger}: all of its {found.both} survivors survive there too"
     above = (found.jaccard - found.chance_jaccard) / (1 - found.chance_jaccard) if found.chance_jaccard < 1 else 0.0
     return (
-        f"{found.intersection:.1%} of {smaller}'s survivors survive in {larger}; on the way from chance to equality the "
-        f"Jaccard index is at {above:.1%}"
+        f"{found.intersection:.1%} of {smaller}'s survivors survive in {larger}; on the way from chance to equality "
+        f"the Jaccard index is at {above:.1%}"
     )
 
 
@@ -113,7 +113,9 @@ def _weights(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> str:
     differing = [name for name in names if not torch.equal(first[name], second[name])]
     if not differing:
         return f"training starts from the same weights, bit for bit ({len(names)} tensors)"
-    return f"training starts from other weights: {len(differing)} of {len(names)} tensors differ, first {differing[0]!r}"
+    return (
+        f"training starts from other weights: {len(differing)} of {len(names)} tensors differ, first {differing[0]!r}"
+    )
 
 
 def _notes(first: PrunedNetwork, second: PrunedNetwork) -> Iterator[tuple[str, str]]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from bnfree.errors import InputError
-from bnfree.tickets import Ticket, effective_zeros, mask_statistics, occupancy
+from bnfree.tickets import effective_zeros, mask_statistics, occupancy
 from bnfree.tickets.statistics import LayerDensity
 from lightning_modules.command.cost_table import short
 from lightning_modules.command.ticket.arguments import Parser
@@ -77,13 +75,20 @@ def storage(masks: dict[str, Tensor]) -> str:
     layers = mask_statistics(masks)
     weights, density = layers.total.weights, layers.total.density
     stored = sum(row.bits_per_weight * row.weights for row in layers.layers)
-    ratio = weights / stored if stored else 0.0
-    verdict = f"{ratio:.2f} times smaller" if ratio > 1 else f"{1 / ratio:.2f} times larger" if ratio else "nothing left"
-    return (
-        f"Storage     {short(stored)} bits entropy-coded (mask and signs) against {short(weights)} bits of dense binary "
-        f"layers:\n            {verdict}. Below density {SMALLER_BELOW} a pruned binary layer is smaller than a dense one; a"
-        f"\n            raw mask and the signs of the survivors take {short(weights * (1 + density))} bits.\n"
-        "Speed       zeros at these places save no time by themselves."
+    ratio = weights / max(stored, 1)
+    verdict = (
+        f"{ratio:.2f} times smaller" if ratio > 1 else f"{1 / ratio:.2f} times larger" if ratio else "nothing left"
+    )
+    return fields(
+        [
+            (
+                "Storage",
+                f"{short(stored)} bits entropy-coded (mask and signs), {short(weights * (1 + density))} bits as a raw "
+                f"mask and signs, against {short(weights)} bits of dense binary layers: {verdict}. Only below density "
+                f"{SMALLER_BELOW} is a pruned binary layer smaller than a dense one.",
+            ),
+            ("Speed", "zeros at these places save no time by themselves."),
+        ]
     )
 
 

@@ -84,7 +84,9 @@ def _target(to: str) -> tuple[list[str], Mapping[str, Tensor]]:
     path = Path(to).expanduser()
     if path.is_dir():
         if not (path / CONFIG).is_file():
-            raise InputError(f"to={to!r} is a directory without {CONFIG}; give a config, a run directory or a checkpoint.")
+            raise InputError(
+                f"to={to!r} is a directory without {CONFIG}; give a config, a run directory or a checkpoint."
+            )
         return ["--config", str(latest_config(path))], {}
     if path.suffix in CONFIG_FILES:
         if not path.is_file():

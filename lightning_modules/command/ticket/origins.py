@@ -41,7 +41,7 @@ def network_text(sections: Mapping[str, Any]) -> str:
     model = sections.get("model", {})
     backbone = model.get("init_args", {}).get("backbone")
     if not isinstance(backbone, Mapping) or "class_path" not in backbone:
-        return model["class_path"] if "class_path" in model else "not noted; give a config wherever one is needed"
+        return str(model.get("class_path", "not noted; give a config wherever one is needed"))
     shown = {k: v for k, v in backbone.get("init_args", {}).items() if v is not None and v is not False}
     arguments = ", ".join(f"{name}={value}".replace(", ", ",") for name, value in shown.items())
     return f"{backbone['class_path'].rpartition('.')[2]}({arguments})"
@@ -54,7 +54,9 @@ def rewind_text(ticket: Ticket) -> str:
     if is_untrained(ticket):
         return "the weights of the ticket themselves: none have been trained under these masks"
     changed = sum(not torch.equal(tensor, ticket.state_dict[name]) for name, tensor in unmasked(ticket).items())
-    return f"weights of an earlier moment; {changed} of {len(ticket.rewind)} tensors differ from those it was found with"
+    return (
+        f"weights of an earlier moment; {changed} of {len(ticket.rewind)} tensors differ from those it was found with"
+    )
 
 
 def is_untrained(ticket: Ticket) -> bool:
@@ -72,10 +74,13 @@ def history(details: Mapping[str, Any]) -> list[tuple[str, str]]:
     """How a ticket was made of others, and who has signed it."""
     found = []
     for step in details.get("elastic", []):
-        depths = f"blocks {step['from']} -> {step['to']}, mapping {step['mapping']}"
+        before, after = (",".join(map(str, step[which])) for which in ("from", "to"))
+        depths = f"blocks {before} -> {after}, mapping {step['mapping']}"
         found.append(("elastic", f"{depths}, from masks {step['source_checksum'][:12]}"))
     for step in details.get("transfer", []):
-        found.append(("transfer", f"drawn fresh: {', '.join(step['fresh'])}; from masks {step['source_checksum'][:12]}"))
+        found.append(
+            ("transfer", f"drawn fresh: {', '.join(step['fresh'])}; from masks {step['source_checksum'][:12]}")
+        )
     if "carried" in details:
         found.append(("carried", str(details["carried"])))
     marks = [*details.get("earlier_ownership", []), *([details["ownership"]] if "ownership" in details else [])]
@@ -90,5 +95,3 @@ def history(details: Mapping[str, Any]) -> list[tuple[str, str]]:
         locked = details["locked"]
         found.append(("locked", f"{locked['weights']} survivors are in the key {locked['id']}: bnfree ticket key join"))
     return found
-
-

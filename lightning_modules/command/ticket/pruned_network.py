@@ -44,6 +44,13 @@ class PrunedNetwork:
         return self.ticket.rewind
 
 
+@dataclass(frozen=True)
+class TicketFile(PrunedNetwork):
+    """The same from a file that is a ticket for sure."""
+
+    ticket: Ticket
+
+
 def read_pruned_network(path: str, argument: str = "ticket") -> PrunedNetwork:
     """Reads a ticket file, or a checkpoint of a pruned network.
 
@@ -63,7 +70,7 @@ def read_pruned_network(path: str, argument: str = "ticket") -> PrunedNetwork:
     content = read_checkpoint_file(file, given)
     if is_ticket(content):
         ticket = read_ticket(content, given)
-        return PrunedNetwork(path, ticket.state_dict, ticket, remembered_config(ticket.config))
+        return TicketFile(path, ticket.state_dict, ticket, remembered_config(ticket.config))
     state = read_state_dict(content if isinstance(content, Mapping) else {}, given)
     state = {key.replace("_orig_mod.", ""): value for key, value in state.items()}
     if any(key.startswith("backbone.") for key in state):
@@ -73,13 +80,13 @@ def read_pruned_network(path: str, argument: str = "ticket") -> PrunedNetwork:
     return PrunedNetwork(path, state, None, remembered_config(content))
 
 
-def read_ticket_file(path: str) -> PrunedNetwork:
+def read_ticket_file(path: str) -> TicketFile:
     """Reads a ticket, where a checkpoint would not do.
 
     Raises:
         InputError: no ticket.
     """
     found = read_pruned_network(path)
-    if found.ticket is None:
+    if not isinstance(found, TicketFile):
         raise InputError(f"ticket={path!r} is a checkpoint; give a ticket file, such as one of bnfree lottery run.")
     return found

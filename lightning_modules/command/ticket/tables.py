@@ -7,7 +7,9 @@ from collections.abc import Sequence
 WIDTH = 100
 
 
-def table(titles: Sequence[str], rows: Sequence[Sequence[str]], last: Sequence[str] | None = None, left: int = 1) -> str:
+def table(
+    titles: Sequence[str], rows: Sequence[Sequence[str]], last: Sequence[str] | None = None, left: int = 1
+) -> str:
     """Columns under their titles, at most 100 characters wide; long names are cut at their beginning.
 
     Args:
@@ -20,7 +22,9 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]], last: Sequence[s
     widths = [max(len(line[column]) for line in lines) for column in range(len(titles))]
     widths[0] = max(8, min(widths[0], WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1)))
     texts = [
-        "  ".join(_padded(text, width, i < left) for i, (text, width) in enumerate(zip(line, widths, strict=True))).rstrip()
+        "  ".join(
+            _padded(text, width, i < left) for i, (text, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
         for line in lines
     ]
     rule = "-" * max(map(len, texts))
