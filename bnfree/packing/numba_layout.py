@@ -7,15 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numba.core import config
 from numpy.typing import NDArray
 from torch import Tensor
 
 from bnfree.packing.layers import PackedUnit
 from bnfree.packing.numba_unit import BLOCK, COMPUTED, PROJECTED, THROUGH, UNIT
-
-# What the tuned kernel is written for. Other processors run the readable one faster: they have half as many registers.
-NEEDED = "+avx512vpopcntdq"
 
 
 class UnitLayout:
@@ -57,12 +53,12 @@ class UnitLayout:
         cases = sorted(set(inside))
         return cases, np.array([cases.index(case) for case in inside], np.int64)
 
-    def base(self, rows: Sequence[tuple[int, int]], columns: Sequence[tuple[int, int]]) -> NDArray[np.int32]:
+    def base(self, rows: Sequence[tuple[int, int]], columns: Sequence[tuple[int, int]]) -> NDArray[np.float32]:
         """Sums before any difference is counted, (row cases, column cases, channels)."""
         survivors, at_sides = (
             taps.reshape(-1, self.kernel_size, self.kernel_size) for taps in (self.survivors, self.at_sides)
         )
-        base = np.empty((len(rows), len(columns), len(survivors)), np.int32)
+        base = np.empty((len(rows), len(columns), len(survivors)), np.float32)
         for i, row in enumerate(rows):
             for j, column in enumerate(columns):
                 read, met = survivors[:, slice(*row)], (slice(None), slice(None), slice(*column))
@@ -86,11 +82,10 @@ class Workspace:
         self.shortcuts: list[Tensor | None] = []
         """What a projection takes, (N, H', W', filled channels), of each unit that has one."""
         self.units = np.zeros(len(layouts), UNIT)
-        tuned = has_instructions()
         for record, layout in zip(self.units, layouts, strict=True):
             rows, columns = (-(-size // layout.unit.stride) for size in (height, width))
             values = self._place(layout, images, height, width, rows, columns)
-            values["tile"] = (7 if columns % 8 and columns % 7 == 0 else 8) if tuned else 0
+            values["tile"] = 7 if columns % 8 and columns % 7 == 0 else 8
             for name, value in values.items():
                 record[name] = value
             height, width = rows, columns
@@ -142,17 +137,6 @@ class Workspace:
     def _keep(self, array: NDArray[np.generic]) -> int:
         self._kept.append(array)
         return array.ctypes.data
-
-
-def has_instructions() -> bool:
-    """Whether this processor, or the one that numba is told to compile for, counts bits in vectors of 512."""
-    if config.CPU_FEATURES is not None:
-        return NEEDED in config.CPU_FEATURES
-    if config.CPU_NAME is not None:
-        return False
-    from llvmlite import binding
-
-    return bool(binding.get_host_cpu_features().get(NEEDED[1:], False))
 
 
 def _words_of(bits: NDArray[np.bool_]) -> NDArray[np.uint32]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from numba import carray, njit, prange
 
-from bnfree.packing.numba_kernels import binarize_row, offsets, readable_row, shortcut_row
+from bnfree.packing.numba_kernels import binarize_row, offsets, shortcut_row
 from bnfree.packing.numba_tile import make_tile
 from bnfree.packing.numba_unit import BLOCK, PROJECTED, THROUGH
 
@@ -32,8 +32,16 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
 
 @njit(error_model="numpy")
-def tuned_row(unit: Any, residual: int, output: int, image: int, block: int, row: int) -> None:
-    """As `readable_row`, on the kernels of `numba_tile`."""
+def unit_row(unit: Any, residual: int, output: int, task: int) -> None:
+    """32 channels of one row of rprelu(shortcut + scale * sum of signs), and their bits for the next unit.
+
+    Args:
+        unit: record.
+        residual: address of what is added.
+        output: address of the output; may be the same.
+        task: which row, of which block of channels, of which image, counted in this order from the innermost.
+    """
+    row, block, image = task % unit.rows, task // unit.rows % unit.blocks, task // unit.rows // unit.blocks
     kernel_size, words, columns = unit.kernel_size, unit.words, unit.columns
     padding = (kernel_size - 1) // 2
     bits_row = (unit.width + 2 * padding) * words * 4
@@ -83,16 +91,6 @@ def tuned_row(unit: Any, residual: int, output: int, image: int, block: int, row
         else:
             _masked_1(arguments)
         column += pixels
-
-
-@njit(error_model="numpy")
-def unit_row(unit: Any, residual: int, output: int, task: int) -> None:
-    """One task of a unit: a row of a block of an image, in this order from the innermost."""
-    row, rest = task % unit.rows, task // unit.rows
-    if unit.tile > 0:
-        tuned_row(unit, residual, output, rest // unit.blocks, rest % unit.blocks, row)
-    else:
-        readable_row(unit, residual, output, rest // unit.blocks, rest % unit.blocks, row)
 
 
 @compiled()

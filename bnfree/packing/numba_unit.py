@@ -31,8 +31,8 @@ bits: its input, uint32 (N, height, width + 2 * padding, words).
 weights: signs, uint32 (blocks, taps, words, 32): 32 output channels share a word of activations.
 masks: survivors, likewise, or 0 where all weights survive.
 rows, columns, blocks: of the output; blocks of 32 channels.
-tile: neighbouring pixels that the tuned kernel computes at once, or 0 for the readable one.
-base: sums before any difference is counted, int32 (row cases, column cases, blocks * 32): the number of weights that
+tile: neighbouring pixels that are computed at once, 7 or 8.
+base: sums before any difference is counted, float32 (row cases, column cases, blocks * 32): the number of weights that
     meet the image, less what words of zeros at the sides count for.
 base_rows, base_columns: int64 per row and column of the output, bytes behind `base` where its case begins.
 constants: float32 (blocks, 5, 32): scale, shift in front of the PReLU, slope, shift behind it, threshold of the next
