@@ -28,10 +28,10 @@ class Subcommand(NamedTuple):
 SUBCOMMANDS = {
     "fit": Subcommand("train a network", "lightning_modules.command.training"),
     "validate": Subcommand("evaluate a checkpoint on the validation part", "lightning_modules.command.training"),
-    "test": Subcommand("evaluate a checkpoint on the test set", "lightning_modules.command.training"),
+    "test": Subcommand("evaluate a checkpoint or packed file on the test set", "lightning_modules.command.evaluation"),
     "recipe": Subcommand("train the stages of a recipe, one after the other", "lightning_modules.command.recipe"),
     "lottery": Subcommand("find and check lottery tickets", "lightning_modules.command.lottery.command"),
-    "predict": Subcommand("write a checkpoint's predictions to a file", "lightning_modules.command.training"),
+    "predict": Subcommand("classes of images, by a checkpoint or packed file", "lightning_modules.command.evaluation"),
     "report": Subcommand("write a table and a figure of runs", "lightning_modules.command.run_reports.command"),
     "export": Subcommand("pack a trained network into a small file", "lightning_modules.command.export.command"),
     "summary": Subcommand("count a network's operations and bits", "lightning_modules.command.summary"),

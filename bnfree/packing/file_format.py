@@ -116,6 +116,16 @@ def read(path: str | os.PathLike[str]) -> tuple[PackedLayers, NetworkInfo]:
         ) from error
 
 
+def is_packed(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins like one that `write` has written, whatever its name; `read` says whether it is sound."""
+    try:
+        with Path(path).open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            return length <= LARGEST_HEADER and f'"{ENTRY}"'.encode() in file.read(length)
+    except (OSError, ValueError):
+        return False
+
+
 def checksum(table: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     """SHA-256 over the table, without its own entry `checksum`, and the tensors, as 64 hexadecimal digits."""
     rest = {name: value for name, value in table.items() if name != "checksum"}

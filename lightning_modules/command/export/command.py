@@ -201,7 +201,8 @@ def _report(name: FormatName, kind: Format, place: Path, network: nn.Module, pac
     files = kind.files(place)
     size = sum(file.stat().st_size for file in files)
     real = sum(value.numel() for value in network.parameters()) * 4
-    say(f"Written to {' and '.join(map(str, files))}: {_size(size)}, {_size(real)} in float32: {real / size:.1f} times")
+    more = f", {real / size:.1f} times as much" if real > size else ""
+    say(f"Written to {' and '.join(map(str, files))}: {_size(size)}; {_size(real)} in float32{more}")
     lines = [*contents(packed, kind.weights), ("sha256", hashlib.sha256(place.read_bytes()).hexdigest())]
     say("\n".join(f"  {title:<15} {text}" for title, text in lines))
 

@@ -50,7 +50,7 @@ def contents(packed: PackedNetwork, weights: str = "bits") -> list[tuple[str, st
         more = ", ..." if len(info.class_names) > NAMES else ""
         lines.append(("class names", ", ".join(info.class_names[:NAMES]) + more))
     if info.accuracy is not None:
-        lines.append(("accuracy", f"{info.accuracy:.2%} on test images, when it was trained"))
+        lines.append(("accuracy", f"{info.accuracy:.2%} on test images"))
     if info.source_run is not None:
         lines.append(("source", info.source_run))
     return lines

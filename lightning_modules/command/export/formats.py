@@ -98,7 +98,7 @@ def _read_onnx(path: Path) -> NetworkFunction:
 FORMATS = {
     "packed": Format(".safetensors", "bits", _write_packed, load),
     "openvino": Format(
-        ".xml", "bits (planes of two where they are pruned)", _write_openvino, _read_openvino, ["openvino"], "openvino",
+        ".xml", "bits, two for each where they are pruned", _write_openvino, _read_openvino, ["openvino"], "openvino",
         [".bin"],
     ),
     "torch_export": Format(".pt2", "float32 numbers -1, 0 and +1", _write_program, _read_program),

@@ -1,0 +1,1 @@
+"""`bnfree predict`, `test` and `bench` on packed files, which need no config."""
