@@ -48,7 +48,8 @@ def draw_overlaps(overlaps: Overlaps, title: str) -> Figure:
             axes.axhline(index - 0.5, color=GREY, lw=0.8)
             axes.axvline(index - 0.5, color=GREY, lw=0.8)
     figure.suptitle(title, fontsize=12, fontweight="bold")
-    axes.set_title("Jaccard index: measured below the diagonal, by chance above", fontsize=FONT_SIZE, color=GREY)
+    note = "Jaccard index: measured below the diagonal, by chance above"
+    figure.supxlabel(note, fontsize=FONT_SIZE, color=GREY)
     bar = figure.colorbar(image, ax=axes, shrink=0.8, ticks=[0, 0.5, 1])
     bar.ax.set_yticklabels(["by chance", "half-way", "most\npossible"], fontsize=FONT_SIZE)
     return figure
