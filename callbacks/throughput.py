@@ -16,10 +16,10 @@ class Throughput(Callback):
     process, every `trainer.log_every_n_steps` steps over the steps since the last time; a progress bar shows them as
     `img/s` and `wait`. Validation and the writing of checkpoints do not count.
 
-    A clock is read twice a step and nothing else is done, so that a GPU, which works behind the process that feeds it,
-    is never waited for (Lightning's `ThroughputMonitor` does in every step). The rate is right over some steps; what the
-    process waits for data beside a busy GPU counts as waiting too. Waiting is all from the end of a step to the next
-    batch on its device: reading, augmentation, transfer.
+    A clock is read three times a step and nothing else is done: a GPU, which works behind the process that feeds it, is
+    never waited for (Lightning's `ThroughputMonitor` does so in every step). Hence the rate is right over several steps
+    and not over one, and time in which the process waits for data while the GPU is busy counts as waiting too. Waiting
+    is all from the end of a step to the next batch on its device: reading, augmentation, transfer.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Throughput(Callback):
         self._since_logged, self._of_epoch = _Sums(), _Sums()
 
     def epoch_summary(self) -> tuple[float, float] | None:
-        """Images per second and share of waiting (0 to 1) of the epoch so far; None if nothing is known of its images."""
+        """Images per second and share of waiting (0 to 1) of the epoch so far; None if no images were counted."""
         return self._of_epoch.rates()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

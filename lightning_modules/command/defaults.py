@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ModelSummary, ProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
+from callbacks.throughput import Throughput
 from lightning_modules.command.csv_log import ContinuedCSVLogger
 from lightning_modules.command.epoch_lines import EpochLines
 from lightning_modules.command.run_directory import CHECKPOINTS, METRICS, run_directory_of
@@ -45,6 +46,8 @@ def default_callbacks(options: dict[str, Any], always_on: list[Callback], direct
     callbacks: list[Callback] = list(options.get("callbacks") or [])
     if options.get("barebones"):
         return callbacks
+    if not _has(callbacks, Throughput):
+        callbacks.append(Throughput())
     if options.get("enable_progress_bar") is None and not _has(callbacks, ProgressBar):
         options["enable_progress_bar"] = sys.stdout.isatty()
         callbacks += [] if sys.stdout.isatty() else [EpochLines()]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from callbacks.throughput import Throughput
 
 
 class EpochLines(Callback):
@@ -30,4 +33,10 @@ class EpochLines(Callback):
         shown = "  ".join(f"{name} {float(metrics[name]):.4f}" for name in names)
         total = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
         seconds = time.monotonic() - self._start
-        print(f"epoch {trainer.current_epoch + 1}{total}  {shown}  ({seconds:.1f} s)", flush=True)
+        print(f"epoch {trainer.current_epoch + 1}{total}  {shown}  ({seconds:.1f} s{_throughput(trainer)})", flush=True)
+
+
+def _throughput(trainer: Trainer) -> str:
+    observers = [callback for callback in cast(Any, trainer).callbacks if isinstance(callback, Throughput)]
+    rates = observers[0].epoch_summary() if observers else None
+    return "" if rates is None else f", {rates[0]:,.0f} images/s, {rates[1]:.0%} waiting for data"

@@ -1,6 +1,7 @@
 """`fit`, `validate`, `test` and `predict` from the first command to the files."""
 
 import csv
+import re
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ def test_fit_fills_its_run_directory_says_where_and_tests(project, bnfree):
         "epoch 2/2  train/loss ",
     ):
         assert line in out
+    assert len(re.findall(r"\d s, [\d,]+ images/s, \d+% waiting for data\)$", out, re.MULTILINE)) == 2
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert list(run.glob("events.out.tfevents.*"))
     assert len(metrics(run, "val/acc")) == 2
