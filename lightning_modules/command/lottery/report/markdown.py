@@ -65,7 +65,9 @@ def report(
 
 
 def _reading(metric: str, tolerance: float, several: bool) -> str:
-    which = "test accuracy" if metric == "test" else "validation accuracy after the last epoch"
+    which = "validation accuracy after the last epoch"
+    if metric == "test":
+        which = "test accuracy (as bnfree fit tests, the best checkpoint of each level)"
     text = (
         f"Verdict by the {which}: matching if its mean lies below that of the dense networks of the same seeds by "
         f"{percentage_points(tolerance)} at most. n: number of seeds. Lead: the ticket of the level minus its control."

@@ -252,6 +252,16 @@ def test_the_command_prints_a_short_table(small, capsys):
     assert out[-1] == f"Report: {small / 'report.md'}"
 
 
+def test_through_the_command(small, bnfree, complaint):
+    code, out, _ = bnfree("lottery", "report", small)
+    assert code == 0
+    assert out.endswith(f"Report: {small / 'report.md'}\n")
+    assert "is no lottery run" in complaint("lottery", "report", small.parent)
+    code, out, _ = bnfree("lottery", "report", "--help")
+    assert code == 0
+    assert all(name in out for name in ("levels.csv", "layers.csv", "report.md", *FIGURES, "--tolerance"))
+
+
 def test_refusals(small, tmp_path):
     def complaint(*arguments):
         with pytest.raises(InputError) as error:
