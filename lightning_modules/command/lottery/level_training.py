@@ -32,6 +32,8 @@ from lightning_modules.command.training import TrainingCLI
 
 STEP1 = "step1"
 START = "start.ckpt"
+# Kinds whose weights are those of the rewind point, so that the optimizer's state of that moment fits them.
+OWN_WEIGHTS = ("ticket", "early_bird")
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Level:
     """Whether its weights stay real: the fit in which masks are found, with `find_in: step1`."""
     scored: bool = False
     """Whether another level is made from it, whose score may want to know more about its training."""
+    rewind_file: Path | None = None
+    """The rewind point that it starts from; None: that of the seed's dense level."""
 
 
 def level_directory(run: LotteryRun, seed: int, level: int, step1: bool = False) -> Path:
@@ -63,13 +67,18 @@ def rewind_file(run: LotteryRun, seed: int) -> Path:
     return level_directory(run, seed, 0, run.finds_in_step1) / REWIND
 
 
-def read_rewind_point(run: LotteryRun, seed: int) -> dict[str, Any]:
+def read_rewind_point(run: LotteryRun, seed: int, path: Path | None = None) -> dict[str, Any]:
     """What the file of the rewind point holds, see `callbacks.rewind_checkpoint`.
+
+    Args:
+        run: the lottery run.
+        seed: its seed.
+        path: the file; None: the one that the dense fit has written.
 
     Raises:
         InputError: it is gone or damaged.
     """
-    path = rewind_file(run, seed)
+    path = path or rewind_file(run, seed)
     content: dict[str, Any] = read_checkpoint_file(path, f"the rewind point {str(path)!r}")
     return content
 
@@ -158,7 +167,7 @@ def _start(run: LotteryRun, level: Level, ticket: Ticket | None) -> tuple[int, P
     """The step that a level starts before, and the checkpoint that takes it there; None: a fresh start."""
     if ticket is None or run.settings.rewind == "none" or level.step1 != run.finds_in_step1:
         return 0, None
-    rewind_point = read_rewind_point(run, level.seed)
+    rewind_point = read_rewind_point(run, level.seed, level.rewind_file)
     if rewind_point["checkpoint"] is None:
         return 0, None
     path = level.directory / START

@@ -82,7 +82,7 @@ def next_ticket(run: LotteryRun, seed: int, level: int, trained: Path, start: Sn
     apply(network, masks)
     return Ticket.of(
         network,
-        rewind=_rewound(run, network, start, masks),
+        rewind=rewound(run, network, start, masks),
         score=settings.score,
         scope=settings.scope,
         density=run.densities[level],
@@ -112,7 +112,8 @@ def carried_ticket(run: LotteryRun, found: Ticket, trained: Path) -> Ticket:
     )  # fmt: skip
 
 
-def _rewound(run: LotteryRun, network: nn.Module, start: Snapshot, masks: Masks) -> Snapshot | None:
+def rewound(run: LotteryRun, network: nn.Module, start: Snapshot, masks: Masks) -> Snapshot | None:
+    """What of the rewind point's weights a ticket starts from; None: from the weights that it was found with."""
     if run.settings.rewind == "weights":
         return start
     return signs_of(network, start, masks) if run.settings.rewind == "sign" else None
