@@ -200,7 +200,7 @@ class EarlyBird(Callback):
                 self._write(trainer, pl_module)
 
     def _masks(self, trainer: Trainer, pl_module: LightningModule) -> Masks:
-        packed = None
+        packed: dict[str, dict[str, Any]] = {}
         if trainer.is_global_zero:
             masks = prune(
                 _network(pl_module), self.density, score=self.score, scope=self.scope, layers=self._layers,
