@@ -29,6 +29,5 @@ def pretrained_path(name: str) -> Path:
     if len(found) == 1:
         return FOLDER / f"{found[0]}.safetensors"
     said = f"could be {' or '.join(found)}" if found else "is neither a file nor a pretrained network"
-    raise InputError(
-        f"model={name!r} {said}; give a packed file or one of {', '.join(names) or 'none: there are none'}."
-    )
+    choice = f"a packed file, or one of {', '.join(names)}" if names else "a packed file"
+    raise InputError(f"model={name!r} {said}; give {choice}.")

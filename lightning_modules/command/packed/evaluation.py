@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from argparse import SUPPRESS
 from collections.abc import Sequence
 
 from lightning.pytorch import LightningDataModule
@@ -95,4 +96,8 @@ def _parser() -> CommandParser:
     parser.add_argument("--engine", type=str, default="auto", help="auto, numba, torch or openvino.")
     parser.add_argument("--threads", type=int | None, default=None, help="Processor threads.")
     add_network_arguments(parser, shown_too=["data"], required=False)
+    for action in parser._actions:
+        # Accepted in a config, and of no use here.
+        if action.dest.partition(".")[0] in ("model", "image_shape"):
+            action.help = SUPPRESS
     return parser

@@ -74,11 +74,9 @@ def load_model(given: str, engine: EngineName = "auto", threads: int | None = No
             raise InputError(f"threads={threads} must be at least 1.")
         torch.set_num_threads(threads)
     path = Path(given).expanduser()
-    if path.is_dir():
-        raise InputError(f"model={given!r} is a folder; give a packed file, as bnfree export writes it.")
-    if not path.exists():
+    if not path.is_file():
         if path.suffix:
-            raise InputError(f"model={given!r} does not exist; give a packed file, as bnfree export writes it.")
+            raise InputError(f"model={given!r} is no file; give a packed file, as bnfree export writes it.")
         path = pretrained_path(given)
     elif path.suffix != SUFFIX and not is_packed(path):
         raise InputError(
