@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bnfree.errors import InputError
+from bnfree.lean.activations import LeanRSign
 
 ESTIMATORS: dict[str, type[SignEstimator]] = {}
 """Every estimator by its name; defining a subclass of `SignEstimator` adds it."""
@@ -135,20 +136,28 @@ class RSign(nn.Module):
         channels: number of channels C.
         estimator: gradient estimator, see `sign`.
 
-    Shape: input and output (N, C, H, W); `shift` (C,), initially 0.
+    Shape: input and output (N, C, H, W); `shift` (C,), initially 0. With `lean` (an attribute, True) the backward pass
+    needs the input alone.
     """
+
+    lean: bool
 
     def __init__(self, channels: int, estimator: str = "approx") -> None:
         super().__init__()
+        self.lean = True
         get_estimator(estimator)
         self.estimator = estimator
         self.shift = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         """sign(scale * x + shift), where `scale` is a scalar tensor (beta of the residual block) or None for 1."""
+        if self.lean and x.dim() == 4 and not (scale is not None and scale.requires_grad):
+            return LeanRSign.apply(x, self.shift, scale, get_estimator(self.estimator).slope)
         shift = self.shift.view(1, -1, 1, 1)
         wide = x.to(torch.promote_types(x.dtype, shift.dtype))
-        threshold_form = wide + shift if scale is None else torch.addcmul(shift, wide, scale)
+        # Product and sum are rounded each on its own, as everywhere: a fused operation would now and then decide
+        # otherwise on a value that lies on its threshold.
+        threshold_form = wide + shift if scale is None else wide * scale + shift
         return sign(threshold_form, self.estimator).to(x.dtype)
 
     def extra_repr(self) -> str:

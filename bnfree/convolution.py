@@ -17,69 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnfree.errors import InputError
+from bnfree.lean.cache import KeptWeight, prepare_or_reuse
+from bnfree.lean.convolution import LeanConvolution, LeanEffectiveWeight, compute_dtype, convolve_prepared
+from bnfree.lean.geometry import Geometry
+from bnfree.lean.weights import PreparedWeight, WeightRule
+from bnfree.standardization import WeightSign, standardize_weight
 
-
-class WeightSign(torch.autograd.Function):
-    """sign(w), sign(0) = +1, for weights that are multiplied by `scale` afterwards.
-
-    With the product `scale * sign(w)` in mind its backward is the identity through clamp(w, -1, 1), without the scale:
-    the gradient that arrives here, which the product has multiplied by the scale, is divided by it again.
-    """
-
-    @staticmethod
-    def forward(weight: Tensor, scale: Tensor) -> Tensor:
-        """`weight` (O, I, kH, kW), `scale` (O, 1, 1, 1), at least 0."""
-        return (weight >= 0).to(weight.dtype).mul_(2).sub_(1)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        """The gradient needs to know where |w| <= 1."""
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """The scale is a constant of the method (detached), so it has no gradient."""
-        weight, scale = ctx.saved_tensors
-        # A filter of scale 0 gives nothing and gets nothing.
-        inverse = torch.where(scale > 0, 1 / scale, 0.0)
-        return gradient * inverse * (weight.abs() <= 1), None
-
-
-def standardize_weight(weight: Tensor, mask: Tensor | None = None, eps: float = 1e-5) -> Tensor:
-    """Scaled weight standardisation: (w - mean) / ((std + eps) * sqrt(k)) per output filter.
-
-    Mean, population std and k (the fan-in) are taken over the surviving weights. Where a mask leaves a filter without
-    variance, it keeps mean 0 and std 1: a single survivor, or equal ones, as among latent weights that were clipped to
-    +-1, would be erased by their own mean, and the layer would be sparser than its mask.
-
-    Args:
-        weight: latent weight (O, I, kH, kW), floating point.
-        mask: same shape, bool, True where a weight survives; None when dense.
-        eps: added to the std.
-
-    Returns:
-        Same shape and dtype; 0 where masked.
-    """
-    dims = tuple(range(1, weight.dim()))
-    if mask is None:
-        fan_in = weight[0].numel()
-        centred = weight - weight.mean(dims, keepdim=True)
-        variance = centred.square().mean(dims, keepdim=True)
-        return centred / ((_root(variance) + eps) * fan_in**0.5) if fan_in > 1 else weight / (1 + eps)
-    survivors = mask.sum(dims, keepdim=True).to(weight.dtype)
-    count = survivors.clamp(min=1)
-    kept = weight * mask
-    mean = kept.sum(dims, keepdim=True) / count
-    centred = (kept - mean) * mask
-    variance = centred.square().sum(dims, keepdim=True) / count
-    # Of equal weights, what the rounding of their mean leaves.
-    flat = variance <= (8 * torch.finfo(weight.dtype).eps * mean).square()
-    return torch.where(flat, kept, centred) / ((_root(variance.masked_fill(flat, 1)) + eps) * count.sqrt())
-
-
-def _root(variance: Tensor) -> Tensor:
-    # A filter of equal weights has variance 0, where the root's derivative is infinite and would give NaN gradients.
-    return variance.clamp(min=1e-30).sqrt()
+__all__ = ["BinaryConv2d", "standardize_weight"]
 
 
 class BinaryConv2d(nn.Module):
@@ -112,6 +56,10 @@ class BinaryConv2d(nn.Module):
     (O, 1, 1, 1) or None, `mask` a bool buffer of the weight's shape or None. A dense layer's state dict has no mask;
     a state dict with a mask loads strictly into a dense layer and sets it.
 
+    With `lean` (an attribute, True) the whole weight path is one step whose backward pass needs the parameters alone;
+    without, it is the composition of operators below, the definition of the layer. In evaluation mode without gradients
+    a lean layer on a CPU keeps its prepared weight until the parameters change.
+
     Raises:
         InputError: sizes that do not fit together, or an unknown `init`.
     """
@@ -119,6 +67,7 @@ class BinaryConv2d(nn.Module):
     weight: Tensor
     gain: Tensor | None
     mask: Tensor | None
+    lean: bool
 
     def __init__(
         self,
@@ -146,6 +95,8 @@ class BinaryConv2d(nn.Module):
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
         self.stride, self.padding, self.groups = stride, padding, groups
         self.binary_weights, self.standardize, self.eps = binary_weights, standardize, eps
+        self.lean = True
+        self._kept: KeptWeight | None = None
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, kernel_size, kernel_size))
         with_gain = standardize if gain is None else gain
         self.register_parameter("gain", nn.Parameter(torch.ones(out_channels, 1, 1, 1)) if with_gain else None)
@@ -184,11 +135,34 @@ class BinaryConv2d(nn.Module):
 
     def effective_weight(self) -> Tensor:
         """The weight that the convolution uses, (O, I/groups, k, k); `weight` and `gain` get gradients through it."""
+        if self.lean:
+            return LeanEffectiveWeight.apply(self.weight, self.gain, self.mask, self.rule)[0]
         if self.binary_weights:
             signs, scale = self._signs_and_scale()
             return signs * scale
         weight = self._prepared_weight()
         return weight if self.gain is None else self.gain * weight
+
+    @property
+    def rule(self) -> WeightRule:
+        """The switches of the weight path."""
+        return WeightRule(self.binary_weights, self.standardize, self.eps)
+
+    def prepared_weight(self) -> PreparedWeight:
+        """What a lean forward without gradients convolves with; in evaluation mode kept until the parameters change."""
+        keeps = not self.training and not torch.compiler.is_compiling()
+        kept = self._kept if keeps else None
+        prepared, kept = prepare_or_reuse(kept, self.weight, self.gain, self.mask, self.rule)
+        self._kept = kept if keeps else None
+        return prepared
+
+    def train(self, mode: bool = True) -> BinaryConv2d:
+        """As of every module; drops what evaluation keeps."""
+        self._kept = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None}
 
     def _prepared_weight(self) -> Tensor:
         if self.standardize:
@@ -210,6 +184,11 @@ class BinaryConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolves (N, I, H, W) with the effective weight."""
+        if self.lean and x.dim() == 4 and not self._has_other_weights():
+            moves = Geometry(self.stride, self.padding, self.groups)
+            if torch.is_grad_enabled():
+                return LeanConvolution.apply(x, self.weight, self.gain, self.mask, self.rule, moves)[0]
+            return convolve_prepared(x, self.prepared_weight(), moves, compute_dtype(x))
         geometry = (None, self.stride, self.padding, 1, self.groups)
         if not self.binary_weights:
             return F.conv2d(x, self.effective_weight().to(x.dtype), *geometry)
@@ -217,6 +196,10 @@ class BinaryConv2d(nn.Module):
         # changes with the batch size and the machine and would now and then move an activation across its threshold.
         signs, scale = self._signs_and_scale()
         return F.conv2d(x, signs.to(x.dtype), *geometry) * scale.view(1, -1, 1, 1).to(x.dtype)
+
+    def _has_other_weights(self) -> bool:
+        """Whether a subclass, or somebody on the instance, has replaced the effective weight."""
+        return "effective_weight" in self.__dict__ or type(self).effective_weight is not BinaryConv2d.effective_weight
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         mask = state_dict.get(prefix + "mask")

@@ -35,6 +35,10 @@ class ReActNet18(ReActNet):
         estimator: gradient estimator of the binary activations, see `bnfree.binarize.sign`.
         binary_shortcut: binarise the 1x1 convolutions of the shortcuts too when the weights are binary; None: only with
             `reference`. ReActNet's authors keep them real, the public BN-free code does not.
+        lean: compute the same with less: each residual unit keeps one tensor for the backward pass and recomputes the
+            rest, see `bnfree.lean`; False: the plain composition of modules. Also an attribute, to be set at any time.
+        fast: fast modes of the lean path, see `bnfree.lean.fast`: `int8_forward` runs binary convolutions on a CPU in
+            8 bits, with the same results bit for bit. Also an attribute.
 
     Raises:
         InputError: an argument out of range or an unknown choice.
@@ -53,6 +57,8 @@ class ReActNet18(ReActNet):
         estimator: str = "approx",
         binary_shortcut: bool | None = None,
         blocks_per_stage: list[int] | None = None,
+        lean: bool = True,
+        fast: list[str] | None = None,
     ) -> None:
         depths = list(BLOCKS_PER_STAGE if blocks_per_stage is None else blocks_per_stage)
         if len(depths) != len(BLOCKS_PER_STAGE) or any(type(blocks) is not int or blocks < 1 for blocks in depths):
@@ -88,6 +94,7 @@ class ReActNet18(ReActNet):
             stages.append(nn.Sequential(*units))
         self.body = nn.Sequential(*stages)
         self.classifier = nn.Linear(channels, num_classes)
+        self.lean, self.fast = lean, fast or ()
 
     @property
     def depth(self) -> dict[str, list[int]]:

@@ -38,6 +38,10 @@ class ReActNetA(ReActNet):
         estimator: gradient estimator of the binary activations, see `bnfree.binarize.sign`.
         repeated_blocks: number of equal blocks in the stage that is 16 times as wide as the stem (512 channels as
             published), at least 1; 5 as published.
+        lean: compute the same with less: each residual unit keeps one tensor for the backward pass and recomputes the
+            rest, see `bnfree.lean`; False: the plain composition of modules. Also an attribute, to be set at any time.
+        fast: fast modes of the lean path, see `bnfree.lean.fast`: `int8_forward` runs binary convolutions on a CPU in
+            8 bits, with the same results bit for bit. Also an attribute.
 
     Raises:
         InputError: an argument out of range or an unknown choice.
@@ -55,6 +59,8 @@ class ReActNetA(ReActNet):
         in_channels: int = 3,
         estimator: str = "approx",
         repeated_blocks: int = 5,
+        lean: bool = True,
+        fast: list[str] | None = None,
     ) -> None:
         if repeated_blocks < 1:
             raise InputError(f"repeated_blocks={repeated_blocks} must be at least 1.")
@@ -80,6 +86,7 @@ class ReActNetA(ReActNet):
             channels = width * multiple
         self.body = nn.Sequential(*blocks)
         self.classifier = nn.Linear(channels, num_classes)
+        self.lean, self.fast = lean, fast or ()
 
     @property
     def depth(self) -> dict[str, int]:

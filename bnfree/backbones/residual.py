@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +13,8 @@ from bnfree.activations import RPReLU
 from bnfree.binarize import RSign, get_estimator
 from bnfree.convolution import BinaryConv2d
 from bnfree.errors import InputError
+from bnfree.lean.chain import run_chain
+from bnfree.lean.fast import check_fast_modes
 
 Norm = Literal["bn_free", "batch_norm", "none"]
 StemKind = Literal["cifar", "imagenet"]
@@ -147,6 +150,10 @@ class ResidualUnit(nn.Module):
         branch = self.convolution(self.rsign(x, self.beta))
         if self.batch_norm is not None:
             branch = self.batch_norm(branch)
+        return self.rprelu(torch.add(self.shortcut(x), branch, alpha=self.alpha))
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        """What goes around the convolution."""
         shortcut = x if self.pool is None else self.pool(x if self.beta is None else x * self.beta)
         if self.projection is not None:
             shortcut = self.projection(shortcut)
@@ -155,7 +162,7 @@ class ResidualUnit(nn.Module):
         if self.repeats > 1:
             # As `repeat`, which would lose the channels-last format.
             shortcut = torch.cat([shortcut] * self.repeats, 1)
-        return self.rprelu(torch.add(shortcut, branch, alpha=self.alpha))
+        return shortcut
 
     def extra_repr(self) -> str:
         """What `print` shows of the layer."""
@@ -181,6 +188,29 @@ class ReActNet(nn.Module):
         if stem not in ("cifar", "imagenet"):
             raise InputError(f"stem={stem!r} is not known; choose 'cifar' or 'imagenet'.")
         self.num_classes, self.in_channels, self.variant = num_classes, in_channels, variant
+        self._lean = True
+        self._fast: tuple[str, ...] = ()
+
+    @property
+    def fast(self) -> tuple[str, ...]:
+        """Fast modes of the lean path by name, see `bnfree.lean.fast`; may be set, to one name or several."""
+        return self._fast
+
+    @fast.setter
+    def fast(self, fast: str | Iterable[str]) -> None:
+        self._fast = check_fast_modes(fast)
+
+    @property
+    def lean(self) -> bool:
+        """Whether to train lean, see the networks; setting it sets it for every part."""
+        return self._lean
+
+    @lean.setter
+    def lean(self, lean: bool) -> None:
+        self._lean = lean
+        for module in self.modules():
+            if isinstance(module, RSign | RPReLU | BinaryConv2d):
+                module.lean = lean
 
     @property
     def norm(self) -> Norm:
@@ -194,4 +224,6 @@ class ReActNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, num_classes) of images (N, in_channels, H, W)."""
-        return self.classifier(self.body(self.stem(images)).mean((2, 3)))
+        x = self.stem(images)
+        x = run_chain(self.body, x, ResidualUnit, self.fast) if self.lean else self.body(x)
+        return self.classifier(x.mean((2, 3)))

@@ -1,0 +1,137 @@
+"""RSign and RPReLU with gradients that recompute: one tensor kept, no masks.
+
+RPReLU   t = x + shift_in,  y = max(t, 0) + slope * min(t, 0) + shift_out
+RSign    v = beta * x + shift,  s = sign(v), with the derivative of an estimator
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bnfree.lean.blocks import Planes, put
+from bnfree.lean.refusal import once
+
+
+def rprelu(x: Tensor, shift_in: Tensor, slope: Tensor, shift_out: Tensor) -> tuple[Tensor, Tensor]:
+    """T and y of RPReLU; `x` (1 or N, C, H, W), parameters (1, C, 1, 1) of the same dtype."""
+    t = x + shift_in
+    return t, F.prelu(t, slope.view(-1)).add_(shift_out)
+
+
+def rprelu_gradients(t: Tensor, gradient: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient of x, and the sums (3, C) of those of shift_in, slope and shift_out."""
+    positive = torch.ops.aten.threshold_backward(gradient, t, 0)
+    negative = gradient - positive
+    wide = sum_dtype(t.dtype)
+    above, below = channel_sum(positive, wide), channel_sum(negative, wide)
+    of_slope = channel_sum(t.mul_(negative), wide)
+    sums = torch.stack([above + slope.view(-1) * below, of_slope, above + below])
+    return negative.mul_(slope).add_(positive), sums
+
+
+def presign(x: Tensor, shift: Tensor, beta: Tensor | None) -> Tensor:
+    """V = beta * x + shift in the wider dtype of both, new memory."""
+    wide = torch.promote_types(x.dtype, shift.dtype)
+    return x.to(wide) + shift if beta is None else (x.to(wide) * beta).add_(shift)
+
+
+def signs(v: Tensor, magnitude: float = 1.0) -> Tensor:
+    """+magnitude where v >= 0, else -magnitude, in the memory of `v`."""
+    return v.ge_(0).mul_(2 * magnitude).sub_(magnitude)
+
+
+def channel_sum(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sum over all but the channels."""
+    return x.sum((0, 2, 3), dtype=dtype)
+
+
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Sums over a batch are taken at least in float32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+class LeanRPReLU(torch.autograd.Function):
+    """RPReLU that keeps its input."""
+
+    @staticmethod
+    def forward(x: Tensor, shift_in: Tensor, slope: Tensor, shift_out: Tensor) -> Tensor:
+        """`x` (N, C, H, W), parameters (C,)."""
+        planes = Planes(x)
+        parameters = [planes.per_channel(p.to(x.dtype)) for p in (shift_in, slope, shift_out)]
+        source, target = planes.view(x), planes.empty(x)
+        for block in planes.blocks:
+            _, y = rprelu(source[:, block], *(p[:, block] for p in parameters if p is not None))
+            target = put(target, block, y)
+        assert target is not None
+        return target.view(x.shape)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Keeps the input and the parameters that the gradient needs."""
+        ctx.save_for_backward(*inputs[:3])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, shift_in, slope, shift_out."""
+        x, shift_in, slope = ctx.saved_tensors
+        with torch.no_grad():
+            planes = Planes(x)
+            shifts, slopes = (planes.per_channel(p.to(x.dtype)) for p in (shift_in, slope))
+            assert shifts is not None
+            assert slopes is not None
+            source, incoming, target = planes.view(x), planes.view(gradient), planes.empty(x)
+            sums = []
+            for block in planes.blocks:
+                t = source[:, block] + shifts[:, block]
+                of_x, block_sums = rprelu_gradients(t, incoming[:, block], slopes[:, block])
+                target = put(target, block, of_x)
+                sums.append(block_sums)
+            assert target is not None
+            of_parameters = planes.channel_sums(sums).to(slope.dtype)
+        return once(gradient, [target.view(x.shape), *of_parameters.unbind()])
+
+
+class LeanRSign(torch.autograd.Function):
+    """RSign that keeps its input; `slope` is the derivative of the estimator."""
+
+    @staticmethod
+    def forward(x: Tensor, shift: Tensor, beta: Tensor | None, slope: Any) -> Tensor:
+        """`x` (N, C, H, W), `shift` (C,), `beta` () or None."""
+        planes = Planes(x)
+        shifts = planes.per_channel(shift)
+        assert shifts is not None
+        source, target = planes.view(x), planes.empty(x)
+        for block in planes.blocks:
+            s = signs(presign(source[:, block], shifts[:, block], beta)).to(x.dtype)
+            target = put(target, block, s)
+        assert target is not None
+        return target.view(x.shape)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keeps the input."""
+        x, shift, beta, ctx.slope = inputs
+        ctx.save_for_backward(x, shift, beta)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x and shift; beta is a constant."""
+        x, shift, beta = ctx.saved_tensors
+        with torch.no_grad():
+            planes = Planes(x)
+            shifts = planes.per_channel(shift)
+            assert shifts is not None
+            source, incoming, target = planes.view(x), planes.view(gradient), planes.empty(x)
+            sums = []
+            for block in planes.blocks:
+                v = presign(source[:, block], shifts[:, block], beta)
+                of_v = ctx.slope(v) * incoming[:, block]
+                sums.append(channel_sum(of_v, sum_dtype(of_v.dtype)).unsqueeze(0))
+                target = put(target, block, (of_v if beta is None else of_v.mul_(beta)).to(x.dtype))
+            assert target is not None
+            of_shift = planes.channel_sums(sums)[0].to(shift.dtype)
+        return once(gradient, [target.view(x.shape), of_shift, None, None])

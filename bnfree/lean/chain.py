@@ -1,0 +1,146 @@
+"""Runs a body of residual units from pre-activation to pre-activation, wherever nobody watches what lies between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as global_hooks
+
+from bnfree.activations import RPReLU
+from bnfree.binarize import RSign, get_estimator
+from bnfree.convolution import BinaryConv2d
+from bnfree.lean.elementwise import Entry, UnitRule
+from bnfree.lean.geometry import Geometry
+from bnfree.lean.unit import UnitStep, unit_forward
+
+if TYPE_CHECKING:
+    from bnfree.backbones.residual import ResidualUnit
+
+PARTS = (RSign, BinaryConv2d, RPReLU, nn.AvgPool2d)
+NORMS = ("batch_norm", "projection_norm")
+
+_listeners: list[Callable[[nn.Module | None], None]] = []
+
+
+@contextmanager
+def announce_steps(listener: Callable[[nn.Module | None], None]) -> Iterator[None]:
+    """Tells `listener` before each unit or other module of a chain, and at its end with None.
+
+    Unlike a hook it leaves the chain as it is.
+    """
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def run_chain(body: nn.Sequential, x: Tensor, unit_class: type[ResidualUnit], fast: tuple[str, ...] = ()) -> Tensor:
+    """What `body(x)` gives.
+
+    Consecutive units of `unit_class` run as a chain of `UnitStep`s. A unit that is watched or changed from outside (see
+    `is_watched`) is called as the module that it is, and so are modules of other classes.
+
+    Args:
+        body: units, also nested in `nn.Sequential`s.
+        x: (N, C, H, W).
+        unit_class: `ResidualUnit`; its subclasses are called as modules.
+        fast: names of `bnfree.lean.fast.FAST_MODES`.
+    """
+    pending: RPReLU | None = None
+    for module in _flatten(body):
+        _announce(module)
+        if x.dim() == 4 and type(module) is unit_class and _may_chain(module):
+            x, pending = _step(module, x, pending, fast), module.rprelu
+        else:
+            x, pending = module(x if pending is None else pending(x)), None
+    x = x if pending is None else pending(x)
+    _announce(None)
+    return x
+
+
+def _announce(module: nn.Module | None) -> None:
+    for listener in _listeners:
+        listener(module)
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether a call of the module does something that its forward alone would not.
+
+    That is the case with hooks of any kind, a `forward` or `effective_weight` set on the instance, and a module that is
+    compiled on its own.
+    """
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or module._compiled_call_impl is not None
+        or "forward" in module.__dict__
+        or "effective_weight" in module.__dict__
+    )
+
+
+def _flatten(body: nn.Sequential) -> list[nn.Module]:
+    # A hook on all modules, such as a profiler's, expects to be called for each.
+    if is_watched(body) or global_hooks._has_any_global_hook():
+        return [body]
+    modules: list[nn.Module] = []
+    for module in body:
+        modules += _flatten(module) if type(module) is nn.Sequential else [module]
+    return modules
+
+
+def _may_chain(unit: ResidualUnit) -> bool:
+    if is_watched(unit) or (unit.beta is not None and unit.beta.requires_grad):
+        return False
+    for name, part in unit._modules.items():
+        # Batch norm is called as a module even so.
+        if part is not None and name not in NORMS and (type(part) not in PARTS or is_watched(part) or not _lean(part)):
+            return False
+    return True
+
+
+def _lean(part: nn.Module) -> bool:
+    return bool(getattr(part, "lean", True))
+
+
+def _step(unit: ResidualUnit, x: Tensor, pending: RPReLU | None, fast: tuple[str, ...]) -> Tensor:
+    """The pre-activation of `unit` for that of the unit before, or for an ordinary input."""
+    if unit.batch_norm is None and unit.projection_norm is None:
+        return _unit(unit, x, pending, True, fast)
+    # Batch norm needs the output of the convolution, so it stands between two steps.
+    branch = _unit(unit, x, pending, False, fast)
+    if unit.batch_norm is not None:
+        branch = unit.batch_norm(branch)
+    return unit.shortcut(x if pending is None else pending(x)).add(branch)
+
+
+def _unit(unit: ResidualUnit, x: Tensor, pending: RPReLU | None, residual: bool, fast: tuple[str, ...]) -> Tensor:
+    projection = unit.projection if residual else None
+    layer = unit.convolution
+    rule = UnitRule(
+        slope=get_estimator(unit.rsign.estimator).slope,
+        weight=layer.rule,
+        geometry=Geometry(layer.stride, layer.padding, layer.groups),
+        alpha=unit.alpha,
+        residual=residual,
+        pool=unit.pool is not None,
+        repeats=unit.repeats,
+        projection=None if projection is None else projection.rule,
+        fast=fast,
+    )
+    if pending is None:
+        entry = Entry(None, None, None, unit.rsign.shift, unit.beta)
+    else:
+        entry = Entry(pending.shift_in, pending.slope, pending.shift_out, unit.rsign.shift, unit.beta)
+    if not torch.is_grad_enabled():
+        prepared = None if projection is None else projection.prepared_weight()
+        return unit_forward(x, entry, layer.prepared_weight(), prepared, rule)
+    tensors = [layer.weight, layer.gain, layer.mask]
+    tensors += [None] * 3 if projection is None else [projection.weight, projection.gain, projection.mask]
+    return cast(Tensor, UnitStep.apply(x, *entry, *tensors, rule)[0])

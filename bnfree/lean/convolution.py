@@ -1,0 +1,122 @@
+"""The convolution with its weight path as one step: keeps input, parameters and five numbers a filter.
+
+`convolve` and `convolution_gradients` are the only places where the lean path multiplies matrices.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bnfree.lean import weights
+from bnfree.lean.geometry import Geometry
+from bnfree.lean.refusal import once
+from bnfree.lean.weights import PreparedWeight, WeightRule
+
+
+def convolve(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """Convolution of `x` (N, I, H, W), both of one dtype."""
+    return F.conv2d(x, weight, None, geometry.stride, geometry.padding, 1, geometry.groups)
+
+
+def convolution_gradients(
+    gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, of_x: bool, of_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of `x` and of `weight` for that of the output, all of one dtype."""
+    if not of_x and not of_weight:
+        return None, None
+    results = torch.ops.aten.convolution_backward(
+        gradient, x, weight, None, [geometry.stride] * 2, [geometry.padding] * 2, [1, 1], False, [0, 0],
+        geometry.groups, [of_x, of_weight, False],
+    )  # fmt: skip
+    return results[0] if of_x else None, results[1] if of_weight else None
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """In which dtype a convolution of `x` is computed: that of autocast, or its own."""
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(kind)
+    return x.dtype
+
+
+def small_power(weight: Tensor, dtype: torch.dtype) -> float:
+    """A power of two near 1 / sqrt(fan-in) in float16, whose range the gradient of a bare sign could leave; else 1."""
+    return 2.0 ** -round(weight[0].numel().bit_length() / 2) if dtype == torch.float16 else 1.0
+
+
+class LeanEffectiveWeight(torch.autograd.Function):
+    """Latent weight and gain to effective weight; keeps the parameters and the moments."""
+
+    @staticmethod
+    def forward(weight: Tensor, gain: Tensor | None, mask: Tensor | None, rule: WeightRule) -> tuple[Tensor, Tensor]:
+        """The effective weight (O, I, kH, kW), and the moments."""
+        values, scale, moments = weights.prepare(weight, gain, mask, rule)
+        if scale is not None:
+            values.mul_(scale.view(-1, 1, 1, 1))
+        return values.to(weight.dtype), moments
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        """Keeps the parameters and the moments."""
+        weight, gain, mask, ctx.rule = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(weight, gain, mask, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of weight and gain."""
+        weight, gain, mask, moments = ctx.saved_tensors
+        with torch.no_grad():
+            of_weight, of_gain = weights.gradients(gradient, weight, gain, mask, moments, ctx.rule)
+        return once(gradient, [of_weight, of_gain, None, None])
+
+
+def convolve_prepared(x: Tensor, prepared: PreparedWeight, geometry: Geometry, dtype: torch.dtype) -> Tensor:
+    """The convolution with a prepared weight; binary weights are scaled afterwards, in the dtype of `x`."""
+    output = convolve(x.to(dtype), prepared.values.to(dtype), geometry)
+    if prepared.scale is None:
+        return output
+    return output.to(torch.promote_types(dtype, x.dtype)).mul_(prepared.scale.view(1, -1, 1, 1).to(x.dtype))
+
+
+class LeanConvolution(torch.autograd.Function):
+    """Input, latent weight and gain to the output; keeps the input, the parameters and the moments."""
+
+    @staticmethod
+    def forward(
+        x: Tensor, weight: Tensor, gain: Tensor | None, mask: Tensor | None, rule: WeightRule, geometry: Geometry
+    ) -> tuple[Tensor, Tensor]:
+        """The output (N, O, H', W'), and the moments."""
+        prepared = weights.prepare(weight, gain, mask, rule)
+        return convolve_prepared(x, prepared, geometry, compute_dtype(x)), prepared.moments
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        """Keeps input, parameters and moments."""
+        x, weight, gain, mask, ctx.rule, ctx.geometry = inputs
+        ctx.dtype = compute_dtype(x)
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(x, weight, gain, mask, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, weight and gain."""
+        x, weight, gain, mask, moments = ctx.saved_tensors
+        of_x: Tensor | None
+        of_weight: Tensor | None
+        of_gain: Tensor | None
+        with torch.no_grad():
+            power = small_power(weight, ctx.dtype) if ctx.rule.binary else 1.0
+            incoming = gradient.to(ctx.dtype) if power == 1 else (gradient * power).to(ctx.dtype)
+            full = weights.rebuild(weight, gain, mask, moments, ctx.rule, 1 / power).to(ctx.dtype)
+            needs = ctx.needs_input_grad[0], ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+            of_x, of_full = convolution_gradients(incoming, x.to(ctx.dtype), full, ctx.geometry, *needs)
+            of_x = None if of_x is None else of_x.to(x.dtype)
+            of_weight = of_gain = None
+            if of_full is not None:
+                of_weight, of_gain = weights.gradients(of_full, weight, gain, mask, moments, ctx.rule, 1 / power)
+        return once(gradient, [of_x, of_weight, of_gain, None, None, None])

@@ -1,0 +1,165 @@
+"""The elementwise halves of a step of the chain: what comes before its convolution, after it, and back through both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bnfree.lean.activations import channel_sum, presign, rprelu, rprelu_gradients, signs, sum_dtype
+from bnfree.lean.blocks import Planes, put
+from bnfree.lean.geometry import Geometry
+from bnfree.lean.weights import WeightRule
+
+
+class UnitRule(NamedTuple):
+    """How a unit computes."""
+
+    slope: Callable[[Tensor], Tensor]
+    """Derivative of the sign's estimator."""
+    weight: WeightRule
+    geometry: Geometry
+    alpha: float
+    residual: bool
+    """Whether the shortcut is part of the step; without it the result is alpha * conv(s)."""
+    pool: bool
+    repeats: int
+    projection: WeightRule | None
+    fast: tuple[str, ...]
+    """Names of `bnfree.lean.fast.FAST_MODES`."""
+
+
+class Entry(NamedTuple):
+    """The parameters before the convolution."""
+
+    shift_in: Tensor | None
+    slope: Tensor | None
+    shift_out: Tensor | None
+    """Of the RPReLU of the unit before, (C,); None where the input is no pre-activation."""
+    shift: Tensor
+    """Of RSign, (C,)."""
+    beta: Tensor | None
+    """Shape ()."""
+
+
+def enter(
+    u: Tensor,
+    planes: Planes,
+    entry: Entry,
+    rule: UnitRule,
+    with_shortcut: bool,
+    magnitude: float = 1.0,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """The signs, and the shortcut before its projection where it is not x itself.
+
+    Args:
+        u: input of the step.
+        planes: its blocks.
+        entry: parameters.
+        rule: of the unit.
+        with_shortcut: whether the shortcut is wanted.
+        magnitude: of the signs, in place of 1.
+        dtype: of the signs; uint8 for 2 in place of 1 and 0 in place of -1; by default that of `u`.
+    """
+    parameters = [planes.per_channel(_cast(p, u)) for p in entry[:3]]
+    shift = planes.per_channel(entry.shift)
+    assert shift is not None
+    dtype = dtype or u.dtype
+    source, s = planes.view(u), planes.empty(u, dtype=dtype)
+    with_shortcut = with_shortcut and (rule.pool or rule.repeats > 1 or rule.projection is not None)
+    height, width = ((size + 1) // 2 if rule.pool else size for size in u.shape[2:])
+    shape = (*u.shape[:2], height, width)
+    shortcut = planes.empty(u, *shape) if with_shortcut else None
+    for block in planes.blocks:
+        x = source[:, block]
+        if parameters[0] is not None:
+            _, x = rprelu(x, *(p[:, block] for p in parameters if p is not None))
+        v = presign(x, shift[:, block], entry.beta)
+        s = put(s, block, v.ge_(0).mul_(2) if dtype == torch.uint8 else signs(v, magnitude), dtype)
+        if with_shortcut:
+            if rule.pool:
+                x = _pool(x if entry.beta is None else x * entry.beta.to(x.dtype))
+            shortcut = put(shortcut, block, x)
+    assert s is not None
+    return s.view(u.shape), None if shortcut is None else shortcut.view(shape)
+
+
+def combine(
+    u: Tensor, planes: Planes, entry: Entry, y: Tensor, scale: Tensor | None, shortcut: Tensor | None
+) -> Tensor:
+    """Shortcut + scale * y in the memory of `y`; where the shortcut is x itself, it is computed once more."""
+    out = Planes(y)
+    if shortcut is not None and out.whole:
+        return (y if scale is None else y.mul_(scale.view(1, -1, 1, 1))).add_(shortcut)
+    if shortcut is None and out.whole != planes.whole:
+        # A convolution that has given another memory format than it got.
+        _, shortcut = (None, u) if entry.slope is None else rprelu(u, *_whole_parameters(entry, u))
+        return (y if scale is None else y.mul_(scale.view(1, -1, 1, 1))).add_(shortcut)
+    scales = out.per_channel(scale)
+    parameters = [out.per_channel(_cast(p, u)) for p in entry[:3]]
+    source, target = out.view(u if shortcut is None else shortcut), out.view(y)
+    for block in out.blocks:
+        x = source[:, block]
+        if shortcut is None and parameters[0] is not None:
+            _, x = rprelu(x, *(p[:, block] for p in parameters if p is not None))
+        part = target[:, block]
+        if scales is not None:
+            part.mul_(scales[:, block])
+        part.add_(x)
+    return y
+
+
+def leave(
+    u: Tensor, planes: Planes, entry: Entry, rule: UnitRule, of_s: Tensor, of_shortcut: Tensor | None
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Gradients of u, in the memory of `of_s` where there is more than one block, and of the entry's parameters."""
+    parameters = [planes.per_channel(_cast(p, u)) for p in entry[:3]]
+    shift = planes.per_channel(entry.shift)
+    assert shift is not None
+    source, outgoing = planes.view(u), planes.view(of_s.to(u.dtype))
+    residual = None if of_shortcut is None else planes.view(of_shortcut.to(u.dtype))
+    target = None if planes.whole else outgoing
+    sums = []
+    beta = entry.beta
+    for block in planes.blocks:
+        t = x = source[:, block]
+        if parameters[0] is not None:
+            t, x = rprelu(x, *(p[:, block] for p in parameters if p is not None))
+        v = presign(x, shift[:, block], beta)
+        of_x = rule.slope(v) * outgoing[:, block]
+        of_shift = channel_sum(of_x, sum_dtype(of_x.dtype)).unsqueeze(0)
+        of_x = of_x.to(u.dtype) if beta is None else of_x.mul_(beta).to(u.dtype)
+        if residual is not None:
+            back = residual[:, block]
+            if rule.pool:
+                back = _pool_gradient(back, x)
+                back = back if beta is None else back.mul_(beta.to(back.dtype))
+            of_x.add_(back)
+        if parameters[1] is not None:
+            of_x, of_rprelu = rprelu_gradients(t, of_x, parameters[1][:, block])
+            of_shift = torch.cat([of_rprelu, of_shift])
+        sums.append(of_shift)
+        target = put(target, block, of_x)
+    assert target is not None
+    totals: list[Tensor | None] = list(planes.channel_sums(sums).to(entry.shift.dtype).unbind())
+    return target.view(u.shape), [*[None] * (4 - len(totals)), *totals]
+
+
+def _cast(parameter: Tensor | None, like: Tensor) -> Tensor | None:
+    return None if parameter is None else parameter.to(like.dtype)
+
+
+def _whole_parameters(entry: Entry, like: Tensor) -> list[Tensor]:
+    return [p.to(like.dtype).view(1, -1, 1, 1) for p in entry[:3] if p is not None]
+
+
+def _pool(x: Tensor) -> Tensor:
+    return F.avg_pool2d(x, 2, 2, ceil_mode=True)
+
+
+def _pool_gradient(gradient: Tensor, x: Tensor) -> Tensor:
+    return torch.ops.aten.avg_pool2d_backward(gradient, x, [2, 2], [2, 2], [0, 0], True, True, None)

@@ -1,0 +1,147 @@
+"""From one pre-activation to the next: RPReLU of the last unit, RSign, binary convolution, shortcut, in one step.
+
+The step keeps its input, a tensor that the step before has made, and recomputes everything elementwise in the backward
+pass: what lies between two pre-activations is a function of the first. Let u be the pre-activation, then
+
+    x = RPReLU(u),  s = sign(beta * x + shift),  next u = shortcut(x) + alpha * conv(s)
+
+where shortcut(x) is x, x repeated, the average-pooled beta * x, or a 1x1 convolution of that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnfree.lean import weights
+from bnfree.lean.blocks import Planes
+from bnfree.lean.convolution import (
+    compute_dtype,
+    convolution_gradients,
+    convolve,
+    convolve_prepared,
+    small_power,
+)
+from bnfree.lean.elementwise import Entry, UnitRule, combine, enter, leave
+from bnfree.lean.fast import convolve_int8, runs_int8
+from bnfree.lean.geometry import Geometry
+from bnfree.lean.refusal import once
+from bnfree.lean.weights import PreparedWeight
+
+POINTWISE = Geometry(1, 0, 1)
+
+
+def unit_forward(
+    u: Tensor, entry: Entry, prepared: PreparedWeight, projection: PreparedWeight | None, rule: UnitRule
+) -> Tensor:
+    """The next pre-activation (N, O, H', W')."""
+    dtype = compute_dtype(u)
+    planes = Planes(u)
+    if runs_int8(rule, dtype, u.device):
+        s, shortcut = enter(u, planes, entry, rule, rule.residual, dtype=torch.uint8)
+        y = convolve_int8(s, prepared.values, rule.geometry)
+    else:
+        s, shortcut = enter(u, planes, entry, rule, rule.residual)
+        y = convolve(s.to(dtype), prepared.values.to(dtype), rule.geometry).to(u.dtype)
+    scale = None
+    if prepared.scale is not None:
+        scale = (prepared.scale * rule.alpha).to(u.dtype)
+    elif rule.alpha != 1:
+        # After the convolution, as the plain unit does it: the rounding of the two would differ.
+        scale = y.new_full((y.shape[1],), rule.alpha)
+    if projection is not None:
+        assert shortcut is not None
+        shortcut = convolve_prepared(shortcut, projection, POINTWISE, dtype).to(u.dtype)
+    if not rule.residual:
+        return y if scale is None else y.mul_(scale.view(1, -1, 1, 1))
+    if rule.repeats > 1:
+        assert shortcut is not None
+        shortcut = torch.cat([shortcut] * rule.repeats, 1)
+    return combine(u, planes, entry, y, scale, shortcut)
+
+
+class UnitStep(torch.autograd.Function):
+    """One step of the chain, see the module."""
+
+    @staticmethod
+    def forward(
+        u: Tensor,
+        shift_in: Tensor | None,
+        slope: Tensor | None,
+        shift_out: Tensor | None,
+        shift: Tensor,
+        beta: Tensor | None,
+        weight: Tensor,
+        gain: Tensor | None,
+        mask: Tensor | None,
+        projection_weight: Tensor | None,
+        projection_gain: Tensor | None,
+        projection_mask: Tensor | None,
+        rule: UnitRule,
+    ) -> tuple[Tensor, Tensor]:
+        """The next pre-activation, and the moments of both weights (1 or 2, 5, O)."""
+        prepared = weights.prepare(weight, gain, mask, rule.weight)
+        moments, projection = [prepared.moments], None
+        if rule.projection is not None:
+            assert projection_weight is not None
+            projection = weights.prepare(projection_weight, projection_gain, projection_mask, rule.projection)
+            moments.append(projection.moments)
+        entry = Entry(shift_in, slope, shift_out, shift, beta)
+        return unit_forward(u, entry, prepared, projection, rule), torch.stack(moments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        """Keeps the input, the parameters and the moments."""
+        *tensors, ctx.rule = inputs
+        ctx.dtype = compute_dtype(tensors[0])
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*tensors, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of u and of all parameters."""
+        (u, shift_in, slope, shift_out, shift, beta, weight, gain, mask,
+         projection_weight, projection_gain, projection_mask, moments) = ctx.saved_tensors  # fmt: skip
+        entry, rule = Entry(shift_in, slope, shift_out, shift, beta), ctx.rule
+        needs = ctx.needs_input_grad
+        with torch.no_grad():
+            power = small_power(weight, ctx.dtype)
+            planes = Planes(u)
+            s, shortcut = enter(u, planes, entry, rule, rule.projection is not None, power)
+            incoming = gradient.to(ctx.dtype)
+            full = weights.rebuild(weight, gain, mask, moments[0], rule.weight, rule.alpha).to(ctx.dtype)
+            of_entry = any(needs[:5])
+            of_s, of_full = convolution_gradients(
+                incoming, s.to(ctx.dtype), full, rule.geometry, of_entry, needs[6] or needs[7]
+            )
+            of_weight = of_gain = of_projection = of_projection_gain = None
+            if of_full is not None:
+                # s was power * sign.
+                of_full = of_full.to(torch.promote_types(of_full.dtype, torch.float32))
+                of_full = of_full if power == 1 else of_full / power
+                of_weight, of_gain = weights.gradients(of_full, weight, gain, mask, moments[0], rule.weight, rule.alpha)
+            of_shortcut: Tensor | None = None
+            if rule.projection is not None:
+                assert shortcut is not None
+                full = weights.rebuild(
+                    projection_weight, projection_gain, projection_mask, moments[1], rule.projection
+                ).to(ctx.dtype)
+                of_shortcut, of_full = convolution_gradients(
+                    incoming, shortcut.to(ctx.dtype), full, POINTWISE, of_entry, needs[9] or needs[10]
+                )
+                if of_full is not None:
+                    of_projection, of_projection_gain = weights.gradients(
+                        of_full, projection_weight, projection_gain, projection_mask, moments[1], rule.projection
+                    )
+            elif rule.residual:
+                of_shortcut = gradient
+                if rule.repeats > 1:
+                    of_shortcut = gradient.unflatten(1, (rule.repeats, u.shape[1])).sum(1)
+            of_u: Tensor | None = None
+            of_parameters: list[Tensor | None] = [None] * 4
+            if of_s is not None:
+                of_u, of_parameters = leave(u, planes, entry, rule, of_s, of_shortcut)
+        results = [of_u, *of_parameters, None, of_weight, of_gain, None, of_projection, of_projection_gain, None, None]
+        return once(gradient, results)

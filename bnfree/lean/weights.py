@@ -1,0 +1,224 @@
+"""Latent weight -> standardise -> binarise -> mask -> gain, and back, from the weight and five numbers a row.
+
+The formulas are those of `bnfree.convolution`; a row is one filter of n surviving weights, root = max(std, 1e-15):
+
+    value = (w - centre) / divisor,   divisor = (root + eps) * sqrt(n)
+    dL/dw = h / divisor - (w - centre) * curvature * sum(h * (w - centre)) - share * sum(h) / divisor
+
+where h = dL/dvalue, curvature = 1 / (divisor * (root + eps) * root * n) and share = 1 / n. Rows that are not
+standardised (plain weights, survivors that are all equal) have centre, curvature and share 0. A binary weight is
+scale * sign(value) with scale = mean|value|, a constant; through it h is the gradient of the sign, divided by the scale
+and cut off where |value| > 1.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bnfree.lean.blocks import row_blocks
+
+SMALLEST_ROOT = 1e-15
+
+
+class WeightRule(NamedTuple):
+    """The switches of a `BinaryConv2d`."""
+
+    binary: bool
+    standardize: bool
+    eps: float
+
+
+class PreparedWeight(NamedTuple):
+    """What the convolution uses."""
+
+    values: Tensor
+    """(O, I, kH, kW): signs, 0 where masked; or real weights with gain."""
+    scale: Tensor | None
+    """(O,), scale times gain of binary weights, to be applied after the convolution; None with real weights."""
+    moments: Tensor
+    """(5, O): centre, divisor, curvature, share, scale of each row."""
+
+
+def prepare(weight: Tensor, gain: Tensor | None, mask: Tensor | None, rule: WeightRule) -> PreparedWeight:
+    """Values, scale and moments of a latent weight (O, I, kH, kW)."""
+    rows, kept = _rows_of(weight, mask)
+    blocks = row_blocks(len(rows), rows.shape[1], weight.device)
+    values = None if len(blocks) == 1 else torch.empty_like(rows)
+    moments = []
+    for block in blocks:
+        centred, block_moments = _centre(rows[block], None if kept is None else kept[block], rule)
+        divisor = block_moments[1].unsqueeze(1)
+        if rule.binary:
+            count = centred.shape[1] if kept is None else kept[block].sum(1).clamp(min=1)
+            block_moments.append(centred.abs().sum(1) / (block_moments[1] * count))
+            value = _signs(centred)
+            if kept is not None:
+                value.mul_(kept[block])
+        else:
+            block_moments.append(torch.zeros_like(block_moments[0]))
+            value = centred.div_(divisor)
+            if gain is not None:
+                value.mul_(gain.view(-1, 1)[block])
+        moments.append(torch.stack(block_moments))
+        values = _put(values, block, value)
+    assert values is not None
+    all_moments = moments[0] if len(moments) == 1 else torch.cat(moments, 1)
+    scale = None
+    if rule.binary:
+        scale = all_moments[4] if gain is None else all_moments[4] * gain.view(-1)
+    return PreparedWeight(_unmatrix(values, weight), scale, all_moments)
+
+
+def rebuild(
+    weight: Tensor, gain: Tensor | None, mask: Tensor | None, moments: Tensor, rule: WeightRule, factor: float = 1.0
+) -> Tensor:
+    """Factor * effective weight (O, I, kH, kW), from the moments."""
+    rows, kept = _rows_of(weight, mask)
+    blocks = row_blocks(len(rows), rows.shape[1], weight.device)
+    values = None if len(blocks) == 1 else torch.empty_like(rows)
+    multiplier = moments[4] if rule.binary else 1 / moments[1]
+    multiplier = (multiplier * factor if gain is None else multiplier * gain.view(-1) * factor).unsqueeze(1)
+    for block in blocks:
+        value = _centred(rows[block], None if kept is None else kept[block], moments[0, block].unsqueeze(1), rule)
+        if rule.binary:
+            value = _signs(value)
+            if kept is not None:
+                value.mul_(kept[block])
+        value.mul_(multiplier[block])
+        values = _put(values, block, value)
+    assert values is not None
+    return _unmatrix(values, weight)
+
+
+def gradients(
+    effective: Tensor,
+    weight: Tensor,
+    gain: Tensor | None,
+    mask: Tensor | None,
+    moments: Tensor,
+    rule: WeightRule,
+    factor: float = 1.0,
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of latent weight and gain.
+
+    Args:
+        effective: gradient (O, I, kH, kW) of factor * effective weight.
+        weight: latent weight.
+        gain: (O, 1, 1, 1) or None.
+        mask: bool, or None.
+        moments: those of `prepare`.
+        rule: switches of the layer.
+        factor: what the effective weight was multiplied by.
+    """
+    rows, kept = _rows_of(weight, mask)
+    incoming = _matrix(effective, weight).to(rows.dtype)
+    centre, divisor, curvature, share, scale = moments.unsqueeze(2)
+    # A standardised row without a mask stays below 1.
+    window = rule.binary and (not rule.standardize or mask is not None or rows.shape[1] == 1)
+    strength = torch.full_like(divisor, factor) if gain is None else gain.view(-1, 1) * factor
+    if rule.binary:
+        strength = strength * (scale > 0)
+    inward = strength / divisor
+    blocks = row_blocks(len(rows), rows.shape[1], weight.device)
+    results = None if len(blocks) == 1 else torch.empty_like(rows)
+    of_gain = []
+    for block in blocks:
+        h, row = incoming[block], rows[block]
+        if kept is not None:
+            h = h * kept[block]
+        centred = _centred(row, None if kept is None else kept[block], centre[block], rule)
+        if gain is not None:
+            of_gain.append((_signs(centred.clone()) if rule.binary else centred).mul(h).sum(1))
+        if window:
+            h = h * (centred / divisor[block]).abs_().le_(1)
+        result = h * inward[block]
+        if rule.standardize:
+            inner = (h * centred).sum(1, keepdim=True).mul_(strength[block]).mul_(curvature[block])
+            mean = h.sum(1, keepdim=True).mul_(inward[block]).mul_(share[block])
+            result.sub_(centred.mul_(inner)).sub_(mean)
+            if kept is not None:
+                result.mul_(kept[block])
+        results = _put(results, block, result)
+    assert results is not None
+    gain_gradient = None
+    if gain is not None:
+        sums = of_gain[0] if len(of_gain) == 1 else torch.cat(of_gain)
+        by = scale if rule.binary else 1 / divisor
+        gain_gradient = (sums.unsqueeze(1) * by * factor).view_as(gain).to(gain.dtype)
+    return _unmatrix(results, weight).to(weight.dtype), gain_gradient
+
+
+def _centre(rows: Tensor, kept: Tensor | None, rule: WeightRule) -> tuple[Tensor, list[Tensor]]:
+    """The centred rows, new memory, 0 where masked; and centre, divisor, curvature, share of each."""
+    size = rows.shape[1]
+    zero, one = rows.new_zeros(len(rows)), rows.new_ones(len(rows))
+    if not rule.standardize:
+        return (rows.clone() if kept is None else rows * kept), [zero, one, zero, zero]
+    if kept is None:
+        if size == 1:
+            return rows.clone(), [zero, one + rule.eps, zero, zero]
+        centre = rows.mean(1)
+        centred = rows - centre.unsqueeze(1)
+        root = (torch.linalg.vector_norm(centred, dim=1) / size**0.5).clamp(min=SMALLEST_ROOT)
+        divisor = (root + rule.eps) * size**0.5
+        curvature = (root > SMALLEST_ROOT) / (divisor * (root + rule.eps) * root * size)
+        return centred, [centre, divisor, curvature, one / size]
+    count = kept.sum(1).to(rows.dtype).clamp(min=1)
+    surviving = rows * kept
+    centre = surviving.sum(1) / count
+    centred = (surviving - centre.unsqueeze(1)).mul_(kept)
+    root = torch.linalg.vector_norm(centred, dim=1) / count.sqrt()
+    # Rows of equal survivors are not centred: their mean would erase them.
+    flat = root <= 8 * torch.finfo(rows.dtype).eps * centre.abs()
+    centre = centre.masked_fill(flat, 0)
+    root = root.masked_fill(flat, 1).clamp(min=SMALLEST_ROOT)
+    centred = surviving.sub_(centre.unsqueeze(1)).mul_(kept)
+    divisor = (root + rule.eps) * count.sqrt()
+    curvature = (~flat & (root > SMALLEST_ROOT)) / (divisor * (root + rule.eps) * root * count)
+    return centred, [centre, divisor, curvature, ~flat / count]
+
+
+def _centred(rows: Tensor, kept: Tensor | None, centre: Tensor, rule: WeightRule) -> Tensor:
+    """What `_centre` gives, from the centre (O, 1)."""
+    if not rule.standardize:
+        return rows.clone() if kept is None else rows * kept
+    centred = rows - centre
+    return centred if kept is None else centred.mul_(kept)
+
+
+def _signs(x: Tensor) -> Tensor:
+    return x.ge_(0).mul_(2).sub_(1)
+
+
+def _put(target: Tensor | None, block: slice, value: Tensor) -> Tensor:
+    if target is None:
+        return value
+    target[block] = value
+    return target
+
+
+def _rows_of(weight: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Weight, at least in float32, and mask as matrices with a filter in each row."""
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    return _matrix(weight, weight).to(wide), None if mask is None else _matrix(mask, weight)
+
+
+def as_rows(weight: Tensor) -> Tensor:
+    """Filters as rows, in the order in which the weight lies in memory."""
+    return _matrix(weight.detach(), weight)
+
+
+def _matrix(x: Tensor, weight: Tensor) -> Tensor:
+    if weight.is_contiguous() or not weight.is_contiguous(memory_format=torch.channels_last):
+        return x.reshape(len(x), -1)
+    return x.permute(0, 2, 3, 1).reshape(len(x), -1)
+
+
+def _unmatrix(rows: Tensor, weight: Tensor) -> Tensor:
+    if weight.is_contiguous() or not weight.is_contiguous(memory_format=torch.channels_last):
+        return rows.view(weight.shape)
+    channels, height, width = weight.shape[1:]
+    return rows.view(-1, height, width, channels).permute(0, 3, 1, 2)
