@@ -67,13 +67,10 @@ def check_fit(fit: dict[str, Any], settings: LotterySettings) -> None:
         InputError: no checkpoints, split parameters, a ticket of its own, or a rewind point behind the end.
     """
     trainer = fit["trainer"]
-    used = trainer.get("callbacks") or []
-    if any(
-        callback.get("class_path", "").endswith(".LotteryTicket") for callback in used if isinstance(callback, dict)
-    ):
+    if len(other_callbacks(fit)) < len(callbacks_of(fit)):
         raise InputError("trainer.callbacks has a LotteryTicket, which bnfree lottery adds by itself; leave it out.")
-    for key, bad in (("fast_dev_run", (True,)), ("enable_checkpointing", (False,)), ("barebones", (True,))):
-        if trainer.get(key) in bad or (key == "fast_dev_run" and trainer.get(key)):
+    for key in ("fast_dev_run", "enable_checkpointing", "barebones"):
+        if trainer.get(key) is False if key == "enable_checkpointing" else trainer.get(key):
             raise InputError(
                 f"trainer.{key}={trainer[key]} leaves no checkpoint, which the next level is made from; leave it out."
             )
@@ -93,17 +90,28 @@ def check_fit(fit: dict[str, Any], settings: LotterySettings) -> None:
             f"lottery.rewind_point={settings.rewind_point} must lie before the end of training, which takes "
             f"trainer.max_epochs={epochs}."
         )
-    rate = arguments_of(fit, "model").get("optimizer") or {}
-    if settings.rewind == "none" and not isinstance((rate.get("init_args") or {}).get("lr"), float):
+    optimizer = arguments_of(fit, "model").get("optimizer") or {}
+    if settings.rewind == "none" and not isinstance((optimizer.get("init_args") or {}).get("lr"), int | float):
         raise InputError(
             "lottery.rewind=none fine-tunes at a tenth of model.optimizer.lr, which is not given; set it, or choose "
             "another rewind."
         )
 
 
+def callbacks_of(settings: dict[str, Any]) -> list[Any]:
+    """The entries of `trainer.callbacks` in a config, which may be a single one."""
+    callbacks = settings["trainer"].get("callbacks") or []
+    return [callbacks] if isinstance(callbacks, dict) else list(callbacks)
+
+
 def is_ticket_callback(callback: Any) -> bool:
     """Whether an entry of `trainer.callbacks` is a `LotteryTicket`."""
     return isinstance(callback, dict) and str(callback.get("class_path")).endswith(".LotteryTicket")
+
+
+def other_callbacks(settings: dict[str, Any]) -> list[Any]:
+    """The same without every `LotteryTicket`."""
+    return [callback for callback in callbacks_of(settings) if not is_ticket_callback(callback)]
 
 
 def arguments_of(settings: dict[str, Any], section: str) -> dict[str, Any]:

@@ -19,7 +19,11 @@ from lightning_modules.command.parsed_fit import ParsedFit, parse_fit
 from lightning_modules.command.recipe_arguments import as_options, split_configs
 
 TICKET_CALLBACK = "callbacks.LotteryTicket"
-FINE_TUNING = 0.1
+
+
+def fine_tuning_rate(rate: float) -> float:
+    """The learning rate of levels that are not rewound: a tenth, without the digits that rounding leaves."""
+    return float(f"{rate / 10:.12g}")
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,8 @@ class LotteryRun:
 
     def fine_tuning_options(self, step1: bool) -> list[str]:
         """The options that give a level without rewinding its learning rate."""
-        rate = arguments_of(self.fit(step1).settings, "model").get("optimizer", {}).get("init_args", {}).get("lr")
-        return [f"--model.optimizer.lr={rate * FINE_TUNING:g}"]
+        rate = arguments_of(self.fit(step1).settings, "model")["optimizer"]["init_args"]["lr"]
+        return [f"--model.optimizer.lr={fine_tuning_rate(rate)}"]
 
 
 def plan(given: LotteryArguments) -> LotteryRun:

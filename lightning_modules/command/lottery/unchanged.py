@@ -10,10 +10,10 @@ from typing import Any
 import yaml
 
 from bnfree.errors import InputError
-from lightning_modules.command.lottery.checks import arguments_of, check_settings, is_ticket_callback
+from lightning_modules.command.lottery.checks import arguments_of, check_settings, other_callbacks
 from lightning_modules.command.lottery.level_results import seed_name
 from lightning_modules.command.lottery.lottery_file import DENSITY_KEYS, LotterySettings, plain
-from lightning_modules.command.lottery.planning import FINE_TUNING, LotteryRun
+from lightning_modules.command.lottery.planning import LotteryRun, fine_tuning_rate
 from lightning_modules.command.parsed_fit import changes
 from lightning_modules.command.run_directory import latest_config
 
@@ -77,14 +77,13 @@ def _check_fit(run: LotteryRun, seed: int, folder: Path) -> None:
     now = run.fit_settings(seed, step1)
     for settings in (earlier, now):
         # What the command itself adds to a level.
-        callbacks = settings["trainer"].get("callbacks") or []
-        settings["trainer"]["callbacks"] = [c for c in callbacks if not is_ticket_callback(c)]
+        settings["trainer"]["callbacks"] = other_callbacks(settings)
         if folder.name != "level_00" or run.finds_in_step1:
             arguments_of(settings, "model").pop("init_from", None)
     if run.settings.rewind == "none" and folder.name != "level_00":
         optimizer = (arguments_of(now, "model").get("optimizer") or {}).get("init_args") or {}
         if folder.parent.name != "level_00" and step1 == run.finds_in_step1:
-            optimizer["lr"] *= FINE_TUNING
+            optimizer["lr"] = fine_tuning_rate(optimizer["lr"])
     difference = next(changes(earlier, now), None)
     if difference is not None:
         raise InputError(f"{str(folder)!r} has been trained with other settings ({difference}); {REMEDY}")
