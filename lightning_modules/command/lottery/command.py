@@ -21,6 +21,7 @@ class Action(NamedTuple):
 # A new action is one line here and one module with a function `run`.
 ACTIONS = {
     "run": Action("run FILE", "train dense, then prune, rewind and train again, level by level", "run"),
+    "controls": Action("controls DIR", "random masks, fresh weights and shuffled signs beside the tickets", "controls"),
     "early-bird": Action("early-bird FILE", "train dense until the mask has settled, then its ticket", "early_bird"),
     "report": Action("report DIR", "tables and figures of a run", "report.command"),
 }

@@ -1,0 +1,117 @@
+"""What `bnfree lottery controls` is going to train: all that can be known, and refused, before anything is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bnfree.errors import InputError
+from lightning_modules.command.lottery.checks import check_fit, check_settings
+from lightning_modules.command.lottery.controls import ControlArguments
+from lightning_modules.command.lottery.level_results import CONTROLS, TICKET, read_level, seed_name
+from lightning_modules.command.lottery.level_training import level_directory, rewind_file
+from lightning_modules.command.lottery.lottery_file import LotterySettings
+from lightning_modules.command.lottery.planning import LotteryRun
+from lightning_modules.command.lottery.pruning import last_checkpoint
+from lightning_modules.command.lottery.report.reading import SETTINGS, read_lottery
+from lightning_modules.command.lottery.unchanged import _check_fit, check_unchanged
+from lightning_modules.command.parsed_fit import parse_fit
+from lightning_modules.command.recipe_arguments import as_options, split_configs
+
+
+def plan_controls(given: ControlArguments) -> tuple[LotteryRun, list[tuple[int, int]]]:
+    """Reads the settings of a lottery run, and chooses the tickets that are to be checked; writes nothing.
+
+    Args:
+        given: the command line.
+
+    Returns:
+        The run, and the seeds and levels.
+
+    Raises:
+        InputError: no lottery run, a seed or level that it has not or that has not finished, files that are gone, or
+            options that would train otherwise than the run did.
+    """
+    run = _read_run(given)
+    places = _places(run, given)
+    for seed, level in places:
+        _check_files(run, seed, level)
+    check_unchanged(run)
+    for seed in {seed for seed, _ in places}:
+        controls = run.directory / seed_name(seed) / CONTROLS
+        for kind in given.kinds:
+            for config in sorted(controls.glob(f"{kind}/level_*/**/config.yaml")):
+                _check_fit(run, seed, config.parent)
+    return run, places
+
+
+def _read_run(given: ControlArguments) -> LotteryRun:
+    read_lottery(given.directory)
+    directory = Path(given.directory).expanduser().absolute()
+    path = directory / SETTINGS
+    if not path.is_file():
+        raise InputError(
+            f"DIR={given.directory!r} has lost its {SETTINGS}, so that its settings are not known; the command bnfree "
+            "lottery run that wrote it, given again, writes it anew."
+        )
+    try:
+        content: dict[str, Any] = yaml.safe_load(path.read_text())
+        settings, options = LotterySettings(**content["lottery"]), [str(option) for option in content["options"]]
+    except (KeyError, TypeError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{str(path)!r} cannot be read; give the command bnfree lottery run again.") from error
+    for option in options:
+        name, _, value = option.partition("=")
+        if name == "--config" and not Path(value).is_file():
+            raise InputError(
+                f"DIR={given.directory!r} was trained with the config {value!r}, which does not exist here; give the "
+                "command in the directory in which the run was started."
+            )
+    overlays, rest = split_configs(given.options)
+    configs = [option for option in options if option.startswith("--config=")]
+    options = configs + overlays + [option for option in options if option not in configs] + rest
+    step1 = ["--model.backbone.binary_weights=false", *as_options(settings.step1_options or {})]
+    step1 = step1 if settings.find_in else []
+    parsed = parse_fit(options)
+    parsed_step1 = parse_fit(options + step1) if step1 else None
+    for fit in filter(None, (parsed, parsed_step1)):
+        check_fit(fit.settings, settings)
+    return LotteryRun(directory, settings, check_settings(settings), options, step1, parsed, parsed_step1)
+
+
+def _places(run: LotteryRun, given: ControlArguments) -> list[tuple[int, int]]:
+    known, last = run.settings.seeds, len(run.densities) - 1
+    for seed in given.seeds or ():
+        if seed not in known:
+            raise InputError(f"--seeds: {seed} is no seed of this run, which has {', '.join(map(str, known))}.")
+    for level in given.levels or ():
+        if level == 0:
+            raise InputError(f"--levels: level 0 is the dense network, which has no mask to check; give 1 to {last}.")
+        if level > last:
+            raise InputError(f"--levels: the run has no level {level}; give levels from 1 to {last}.")
+    places = []
+    for seed in given.seeds or known:
+        for level in given.levels or range(1, last + 1):
+            if read_level(level_directory(run, seed, level)) is not None:
+                places.append((seed, level))
+            elif given.levels is not None:
+                raise InputError(
+                    f"level {level} of seed {seed} has not finished, so that there is nothing to compare with; let "
+                    "bnfree lottery run end, or leave it out of --levels or --seeds."
+                )
+    if not places:
+        raise InputError(
+            f"DIR={given.directory!r} has no finished level after the dense one; let bnfree lottery run go on first."
+        )
+    return places
+
+
+def _check_files(run: LotteryRun, seed: int, level: int) -> None:
+    step1 = run.finds_in_step1
+    start = rewind_file(run, seed)
+    if run.settings.rewind in ("learning_rate", "none"):
+        start = last_checkpoint(level_directory(run, seed, 0, step1))
+    for path in (level_directory(run, seed, level, step1) / TICKET, start):
+        if not path.is_file():
+            raise InputError(f"{str(path)!r} is gone, from which controls of level {level} are made; put it back.")
