@@ -34,6 +34,7 @@ SUBCOMMANDS = {
     "predict": Subcommand("classes of images, by a checkpoint or packed file", "lightning_modules.command.evaluation"),
     "report": Subcommand("write a table and a figure of runs", "lightning_modules.command.run_reports.command"),
     "export": Subcommand("pack a trained network into a small file", "lightning_modules.command.export.command"),
+    "bench": Subcommand("time a packed file against other engines", "lightning_modules.command.bench.command"),
     "summary": Subcommand("count a network's operations and bits", "lightning_modules.command.summary"),
     "ticket": Subcommand("compare, stretch, transfer and sign tickets", "lightning_modules.command.ticket.command"),
 }
@@ -74,6 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run = importlib.import_module(_subcommand(arguments[0]).module).run
         result = run(arguments)
+    except BrokenPipeError:
+        # Whoever reads the output has seen enough, such as `head`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except InputError as error:
         if os.environ.get("BNFREE_TRACEBACK", "0") not in ("", "0"):
             raise

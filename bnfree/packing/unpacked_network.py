@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from bnfree.packing.bits import TernaryWeight
 from bnfree.packing.layers import PackedLayers, PackedUnit
+from bnfree.packing.real_weights import RealWeight
 
 
 class UnpackedNetwork(nn.Module):
@@ -63,21 +64,21 @@ class UnpackedUnit(nn.Module):
         for name, vector in zip(("thresholds", "scale", "shift_in", "slope", "shift_out"), constants, strict=True):
             self.register_buffer(name, vector.view(1, -1, 1, 1).clone())
         self.register_buffer("weight", unit.weight.values().float())
-        projection = unit.projection
-        binary = isinstance(projection, TernaryWeight)
-        weight = projection.values().float() if isinstance(projection, TernaryWeight) else None
-        if projection is not None and weight is None:
-            weight = projection.expand()  # type: ignore[union-attr]
-        self.register_buffer("projection", weight)
-        scale = projection.scale.view(1, -1, 1, 1).clone() if projection is not None and binary else None
+        projection, scale = unit.projection, None
+        if isinstance(projection, TernaryWeight):
+            scale = projection.scale.view(1, -1, 1, 1).clone()
+        self.register_buffer("projection", None if projection is None else _real(projection))
         self.register_buffer("projection_scale", scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """Output (N, O, H', W') for an input (N, I, H, W)."""
-        signs = torch.where(x >= self.thresholds, 1.0, -1.0)
-        sums = F.conv2d(signs, self.weight, None, self.stride, (self.weight.shape[-1] - 1) // 2)
-        trunk = sums * self.scale + self._shortcut(x) + self.shift_in
+        trunk = self.sums_of_signs(x) * self.scale + self._shortcut(x) + self.shift_in
         return torch.where(trunk > 0, trunk, trunk * self.slope) + self.shift_out
+
+    def sums_of_signs(self, x: Tensor) -> Tensor:
+        """The binary convolution, (N, O, H', W'): whole numbers in float32."""
+        signs = torch.where(x >= self.thresholds, 1.0, -1.0)
+        return F.conv2d(signs, self.weight, None, self.stride, (self.weight.shape[-1] - 1) // 2)
 
     def _shortcut(self, x: Tensor) -> Tensor:
         if self.stride == 2:
@@ -88,3 +89,7 @@ class UnpackedUnit(nn.Module):
         if self.shortcut_scale != 1:
             x = x * self.shortcut_scale
         return torch.cat([x] * self.repeats, 1) if self.repeats > 1 else x
+
+
+def _real(weight: TernaryWeight | RealWeight) -> Tensor:
+    return weight.values().float() if isinstance(weight, TernaryWeight) else weight.expand()

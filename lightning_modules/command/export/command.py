@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bnfree.errors import InputError
 from bnfree.packing import NetworkInfo, PackedNetwork, pack
+from bnfree.packing.engines import EngineName, choose_engine
 from bnfree.packing.file_layout import Masks
 from bnfree.packing.real_weights import RealPrecision
 from datamodules.base import ImageDataModule
@@ -55,9 +56,10 @@ def run(arguments: Sequence[str]) -> int:
     name, kind, place = config.format, FORMATS[config.format], _place(config)
     kind.check_installed(name)
     precision, stem_precision = _precisions(config)
+    engine: EngineName = choose_engine(config.engine) if config.check else "torch"
     network, prefix = build_network(config)
     load_weights(network, prefix, config.ckpt_path, config.weights_only is not False)
-    packed = pack(network, precision, stem_precision)
+    packed = pack(network, precision, stem_precision, engine=engine)
     data, why = open_data(config)
     given_shape = image_shape(config, network) if config.image_shape is not None else None
     info = network_info(data, config, packed.num_classes, given_shape)
@@ -66,7 +68,7 @@ def run(arguments: Sequence[str]) -> int:
     batches = None
     if config.check:
         batches, images_are = _batches(config, data, why, info)
-    packed = PackedNetwork(packed.layers, info)
+    packed = PackedNetwork(packed.layers, info, engine)
     unfinished = place.with_name(f".{place.stem}.unfinished{place.suffix}")
     try:
         try:
@@ -75,14 +77,15 @@ def run(arguments: Sequence[str]) -> int:
             raise InputError(f"output={str(place)!r} cannot be written ({error.strerror}).") from error
         if batches is not None:
             say(f"Check on {images_are}:")
-            result = check(network.float(), kind.read(unfinished), pack(network, "float32", "float32"), batches)
+            exact = pack(network, "float32", "float32", engine=engine)
+            result = check(network.float(), kind.read(unfinished, engine), exact, batches)
             say("\n".join(f"  {line}" for line in result.lines()))
             if not result.passed:
                 say(f"Check failed: {result.unexplained} images differ without a reason; nothing was written.")
                 return 1
             say("Check passed.")
             if info.accuracy is None and config.images is None and images_are.startswith("all test images"):
-                packed = PackedNetwork(packed.layers, replace(info, accuracy=result.accuracy))
+                packed = PackedNetwork(packed.layers, replace(info, accuracy=result.accuracy), engine)
                 kind.write(packed, unfinished, config.masks)
         for old, new in zip(kind.files(unfinished), kind.files(place), strict=True):
             old.replace(new)
@@ -133,6 +136,9 @@ def _parser() -> CommandParser:
         help="Folder of images to check on; by default the run's test images, or else its validation images.",
     )
     parser.add_argument("--num_images", type=int, default=1000, help="How many images to check on, at most.")
+    parser.add_argument(
+        "--engine", type=EngineName, default="auto", help="What the check runs a packed file with; see docs/packing.md."
+    )
     add_network_arguments(parser, shown_too=["data"])
     return parser
 

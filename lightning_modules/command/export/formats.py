@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bnfree.errors import InputError
 from bnfree.packing import PackedNetwork, load
+from bnfree.packing.engines import EngineName
 from bnfree.packing.file_layout import Masks
 
 NetworkFunction = Callable[[Tensor], Tensor]
@@ -25,7 +26,7 @@ class Format:
     weights: str
     """How it holds the binary weights, for the user."""
     write: Callable[[PackedNetwork, Path, Masks], None]
-    read: Callable[[Path], NetworkFunction]
+    read: Callable[[Path, EngineName], NetworkFunction]
     packages: Sequence[str] = ()
     """What must be installed for it."""
     extra: str = ""
@@ -65,7 +66,7 @@ def _write_openvino(packed: PackedNetwork, path: Path, masks: Masks) -> None:
     save_openvino(packed.layers, packed.info, path, packed.info.image_shape)
 
 
-def _read_openvino(path: Path) -> NetworkFunction:
+def _read_openvino(path: Path, engine: EngineName) -> NetworkFunction:
     from bnfree.packing.openvino_engine import OpenVINONetwork
 
     return OpenVINONetwork.of_file(path)
@@ -77,7 +78,7 @@ def _write_program(packed: PackedNetwork, path: Path, masks: Masks) -> None:
     save_program(packed.layers, packed.info, path)
 
 
-def _read_program(path: Path) -> NetworkFunction:
+def _read_program(path: Path, engine: EngineName) -> NetworkFunction:
     from bnfree.packing.torch_program import load_program
 
     return load_program(path)
@@ -89,7 +90,7 @@ def _write_onnx(packed: PackedNetwork, path: Path, masks: Masks) -> None:
     save_onnx(packed.layers, packed.info, path)
 
 
-def _read_onnx(path: Path) -> NetworkFunction:
+def _read_onnx(path: Path, engine: EngineName) -> NetworkFunction:
     from bnfree.packing.onnx_model import load_onnx
 
     return load_onnx(path)

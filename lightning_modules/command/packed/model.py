@@ -73,6 +73,24 @@ def load_model(given: str, engine: EngineName = "auto", threads: int | None = No
         if threads < 1:
             raise InputError(f"threads={threads} must be at least 1.")
         torch.set_num_threads(threads)
+    path = model_file(given)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        network = load(path, engine)
+    for warning in caught:
+        print(f"bnfree: note: {warning.message}", file=sys.stderr)
+    return network
+
+
+def model_file(given: str) -> Path:
+    """The file that is meant.
+
+    Args:
+        given: a packed file, or the name of a pretrained network.
+
+    Raises:
+        InputError: there is none.
+    """
     path = Path(given).expanduser()
     if not path.is_file():
         if path.suffix:
@@ -83,9 +101,4 @@ def load_model(given: str, engine: EngineName = "auto", threads: int | None = No
             f"model={given!r} is no packed network; make one of a checkpoint with bnfree export, or evaluate the "
             "checkpoint itself with --ckpt_path."
         )
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        network = load(path, engine)
-    for warning in caught:
-        print(f"bnfree: note: {warning.message}", file=sys.stderr)
-    return network
+    return path
