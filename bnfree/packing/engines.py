@@ -1,10 +1,10 @@
-"""The ways to compute a packed network, which give the same numbers."""
+"""The ways to compute a packed network, which give the same numbers but for the rounding of real layers."""
 
 from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor
@@ -17,12 +17,9 @@ UnitEngine = Literal["numba", "torch"]
 # Package that an engine needs, and the extra that installs it.
 NEEDS = {"numba": "fast", "openvino": "openvino"}
 NetworkFunction = Callable[[Tensor], Tensor]
-"""From images (N, C, H, W), float32, to logits (N, num_classes)."""
+"""From images (N, C, H, W), float32, to logits (N, num_classes) or to a trunk."""
 UnitFunction = Callable[[Tensor, Tensor], Tensor]
-"""From the unit's input (N, I, H, W) and its shortcut (N, O, H', W') to its output, all float32 in the channels-last
-format."""
-UnitsFunction = Callable[[Tensor], Tensor]
-"""From the first unit's input (N, I, H, W), which may be overwritten, to the last one's output, likewise."""
+"""From the unit's input (N, I, H, W) and its shortcut (N, O, H', W') to its output, all float32."""
 
 _slow_engine_mentioned = False
 
@@ -72,15 +69,15 @@ def prepare_unit(unit: PackedUnit, engine: UnitEngine) -> UnitFunction:
     return NumbaUnit(unit)
 
 
-def prepare_units(units: Sequence[PackedUnit], engine: UnitEngine) -> UnitsFunction:
-    """What computes the units of a network one behind the other, with their shortcuts."""
-    if engine == "torch":
-        from bnfree.packing.torch_engine import TorchUnits
+def prepare_trunk(layers: PackedLayers, engine: UnitEngine) -> NetworkFunction:
+    """What computes a network up to its last unit, from images to (N, O, H', W')."""
+    if engine == "torch" or not layers.units:
+        from bnfree.packing.torch_engine import TorchNetwork
 
-        return TorchUnits(units)
-    from bnfree.packing.numba_engine import NumbaUnits
+        return TorchNetwork(layers)
+    from bnfree.packing.numba_engine import NumbaNetwork
 
-    return NumbaUnits.with_shortcuts(units)
+    return NumbaNetwork(layers)
 
 
 def prepare_openvino(layers: PackedLayers) -> NetworkFunction:

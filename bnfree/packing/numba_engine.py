@@ -1,102 +1,103 @@
-"""Packed units on bits: 32 channels a word, XNOR and popcount, compiled by numba at first use."""
+"""Packed networks on bits: 32 channels a word, XNOR and popcount, compiled by numba at first use."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numba
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bnfree.packing.layers import PackedUnit
-from bnfree.packing.numba_layout import UnitLayout, Workspace
+from bnfree.packing.layers import PackedLayers, PackedUnit
+from bnfree.packing.numba_layout import RealLayout, UnitLayout
 from bnfree.packing.numba_run import run, run_threaded
 from bnfree.packing.numba_unit import BLOCK
-from bnfree.packing.shortcuts import Shortcut, channels_last
+from bnfree.packing.numba_workspace import Workspace
 
 # Not every threading layer of numba bears being entered by two threads at once.
 _lock = threading.Lock()
 # Sizes of images for which the memory to work in is kept.
 KEPT_SIZES = 4
+# Numbers of a trunk that stay in a processor's own cache from one unit to the next.
+CACHED = 1 << 17
 
 
-class NumbaUnits:
-    """Computes units one behind the other, on `torch.get_num_threads()` threads.
+class NumbaNetwork:
+    """Computes a network up to its last unit, on `torch.get_num_threads()` threads."""
 
-    Args:
-        units: the units.
-        projections: for each its projection, as a function from the averaged input (N, I, H', W') to the shortcut
-            (N, O, H', W'), or None.
-    """
+    def __init__(self, layers: PackedLayers) -> None:
+        self.stem = layers.stem
+        self._layers = _Layers(RealLayout.of_stem(layers.stem), layers.units)
 
-    def __init__(self, units: Sequence[PackedUnit], projections: Sequence[Callable[[Tensor], Tensor] | None]) -> None:
-        self.projections = projections
-        self.out_channels = units[-1].weight.shape[0]
-        self.layouts = [
-            UnitLayout(unit, projection is not None, following)
-            for unit, projection, following in zip(units, projections, [*units[1:], None], strict=True)
-        ]
-        self._workspaces: OrderedDict[tuple[int, ...], list[Workspace]] = OrderedDict()
-
-    @classmethod
-    def with_shortcuts(cls, units: Sequence[PackedUnit]) -> NumbaUnits:
-        """The units of a network, with the projections that they have."""
-        return cls(units, [None if unit.projection is None else Shortcut(unit).project for unit in units])
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """The last unit's output (N, O, H', W') for the first one's input (N, I, H, W), which may be overwritten."""
-        trunk = _filled(x)
-        workspaces = self._workspaces_of(trunk)
-        # Threads that compute at once have a workspace each.
-        workspace = workspaces.pop() if workspaces else Workspace(self.layouts, *trunk.shape[:3])
-        output = torch.empty(workspace.output_shape)
-        if output.numel():
-            self._run(workspace, trunk, output)
-        workspaces.append(workspace)
-        return channels_last(output[..., : self.out_channels].permute(0, 3, 1, 2))
-
-    def _run(self, workspace: Workspace, trunk: Tensor, output: Tensor) -> None:
-        units, images, address, projected = workspace.units, len(trunk), trunk.data_ptr(), 0
-        index, kept = 0, trunk
-        threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-        while True:
-            if threads > 1:
-                with _lock:
-                    numba.set_num_threads(threads)
-                    index, address = run_threaded(units, index, images, address, projected, output.data_ptr())
-            else:
-                index, address = run(units, index, images, address, projected, output.data_ptr())
-            if index == len(units):
-                return
-            projection, shortcut = self.projections[index], workspace.shortcuts[index]
-            assert projection is not None
-            assert shortcut is not None
-            kept = _filled(projection(shortcut[..., : self.layouts[index].in_channels].permute(0, 3, 1, 2)))
-            projected = kept.data_ptr()
-
-    def _workspaces_of(self, trunk: Tensor) -> list[Workspace]:
-        size = tuple(trunk.shape)
-        workspaces = self._workspaces.setdefault(size, [])
-        self._workspaces.move_to_end(size)
-        if len(self._workspaces) > KEPT_SIZES:
-            self._workspaces.popitem(last=False)
-        return workspaces
+    def __call__(self, images: Tensor) -> Tensor:
+        """The last unit's output (N, O, H', W') for images (N, C, H, W), float32."""
+        stride = self.stem.stride * (2 if self.stem.pool else 1)
+        numbers = images.shape[2] * images.shape[3] * len(self.stem.bias) / stride**2
+        step = max(1, int(CACHED / numbers)) * torch.get_num_threads()
+        parts = [self._layers.run(part.contiguous()) for part in images.split(step)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class NumbaUnit:
     """Computes one unit, its shortcut given."""
 
     def __init__(self, unit: PackedUnit) -> None:
-        self._given = threading.local()
-        self._units = NumbaUnits([unit], [lambda pooled: self._given.shortcut])
+        self._layers = _Layers(None, [unit])
 
     def __call__(self, x: Tensor, shortcut: Tensor) -> Tensor:
         """The unit's output (N, O, H', W') for its input (N, I, H, W) and its shortcut, all float32."""
-        self._given.shortcut = shortcut
-        return self._units(x)
+        return self._layers.run(_filled(x), _filled(shortcut))
+
+
+class _Layers:
+    """Layers, and memory for the sizes of images that came last."""
+
+    def __init__(self, stem: RealLayout | None, units: Sequence[PackedUnit]) -> None:
+        self.stem = stem
+        self.units = [UnitLayout(unit, following) for unit, following in zip(units, [*units[1:], None], strict=True)]
+        self.out_channels = units[-1].weight.shape[0]
+        self._workspaces: OrderedDict[tuple[int, ...], list[Workspace]] = OrderedDict()
+
+    def run(self, source: Tensor, residual: Tensor | None = None) -> Tensor:
+        """The last unit's output (N, O, H', W').
+
+        Args:
+            source: images (N, C, H, W); without a stem the first unit's input, (N, H, W, filled channels).
+            residual: the first unit's shortcut, likewise; None: it is computed.
+        """
+        sizes = source.shape[2:] if self.stem is not None else source.shape[1:3]
+        workspaces = self._workspaces_of(len(source), *sizes)
+        # Threads that compute at once have a workspace each.
+        workspace = workspaces.pop() if workspaces else self._new_workspace(len(source), sizes, residual is not None)
+        output = torch.empty(workspace.output_shape)
+        arguments = (
+            workspace.stem, workspace.units, workspace.projections, len(source), source.data_ptr(),
+            0 if residual is None else residual.data_ptr(), output.data_ptr(),
+        )  # fmt: skip
+        threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+        if not len(source):
+            pass
+        elif threads > 1:
+            with _lock:
+                numba.set_num_threads(threads)
+                run_threaded(*arguments)
+        else:
+            run(*arguments)
+        workspaces.append(workspace)
+        return output[..., : self.out_channels].permute(0, 3, 1, 2)
+
+    def _new_workspace(self, images: int, sizes: Sequence[int], given: bool) -> Workspace:
+        return Workspace(self.stem, self.units, images, sizes[0], sizes[1], given)
+
+    def _workspaces_of(self, *sizes: int) -> list[Workspace]:
+        workspaces = self._workspaces.setdefault(sizes, [])
+        self._workspaces.move_to_end(sizes)
+        if len(self._workspaces) > KEPT_SIZES:
+            self._workspaces.popitem(last=False)
+        return workspaces
 
 
 def _filled(x: Tensor) -> Tensor:

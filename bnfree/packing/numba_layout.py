@@ -1,4 +1,4 @@
-"""Units in the layout of the numba engine: weights and constants, and everything that depends on the images' size."""
+"""Layers in the layout of the numba engine: their weights and constants."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bnfree.packing.layers import PackedUnit
-from bnfree.packing.numba_unit import BLOCK, COMPUTED, PROJECTED, THROUGH, UNIT
+from bnfree.packing.bits import TernaryWeight
+from bnfree.packing.layers import PackedStem, PackedUnit
+from bnfree.packing.numba_unit import BLOCK
+from bnfree.packing.real_weights import RealWeight
 
 
 class UnitLayout:
@@ -19,17 +21,17 @@ class UnitLayout:
 
     Args:
         unit: the unit.
-        projected: whether torch convolves its shortcut.
         following: the unit behind it, or None.
     """
 
-    def __init__(self, unit: PackedUnit, projected: bool, following: PackedUnit | None) -> None:
-        self.unit, self.projected, self.following = unit, projected, following
+    def __init__(self, unit: PackedUnit, following: PackedUnit | None) -> None:
+        self.unit, self.following = unit, following
+        self.projection = None if unit.projection is None else RealLayout.of_projection(unit.projection)
         out_channels, self.in_channels, self.kernel_size, _ = unit.weight.shape
         self.padding = (self.kernel_size - 1) // 2
         self.words, self.blocks = -(-self.in_channels // BLOCK), -(-out_channels // BLOCK)
         self.out_channels = out_channels
-        self.repeats = 1 if projected else out_channels // self.in_channels
+        self.repeats = out_channels // self.in_channels if self.projection is None else 1
         values = unit.weight.values().numpy()
         self.weights = _words_of(values > 0)
         self.masks = None if unit.weight.survivors is None else _words_of(values != 0)
@@ -67,76 +69,46 @@ class UnitLayout:
         return base
 
 
-class Workspace:
-    """Records of units for one size of images, and the memory that these work in.
+class RealLayout:
+    """Weights and constants of a real convolution, whatever the images' size.
 
     Args:
-        layouts: units one behind the other.
-        images: number of images N.
-        height: height of the first unit's input.
-        width: its width.
+        weight: float32 (O, I, k, k).
+        factor: float32 (O,): of the sums.
+        shift: float32 (O,): what is added then.
+        stride: stride.
+        channels: floats of a pixel of the input in memory, at least I.
+        pool: whether max pooling follows.
     """
 
-    def __init__(self, layouts: Sequence[UnitLayout], images: int, height: int, width: int) -> None:
-        self._kept: list[NDArray[np.generic] | Tensor] = []
-        self.shortcuts: list[Tensor | None] = []
-        """What a projection takes, (N, H', W', filled channels), of each unit that has one."""
-        self.units = np.zeros(len(layouts), UNIT)
-        for record, layout in zip(self.units, layouts, strict=True):
-            rows, columns = (-(-size // layout.unit.stride) for size in (height, width))
-            values = self._place(layout, images, height, width, rows, columns)
-            values["tile"] = 7 if columns % 8 and columns % 7 == 0 else 8
-            for name, value in values.items():
-                record[name] = value
-            height, width = rows, columns
-        for record, layout, following in zip(self.units, layouts, self.units[1:], strict=False):
-            assert layout.following is not None
-            record["next_bits"] = following["bits"]
-            record["next_padding"] = (layout.following.weight.shape[2] - 1) // 2
-        self.output_shape = (images, height, width, layouts[-1].blocks * BLOCK)
+    def __init__(
+        self, weight: Tensor, factor: Tensor, shift: Tensor, stride: int, channels: int, pool: bool = False
+    ) -> None:
+        out_channels, in_channels, self.kernel_size, _ = weight.shape
+        self.stride, self.channels, self.pool = stride, channels, pool
+        self.steps, self.blocks = self.kernel_size * in_channels, -(-out_channels // BLOCK)
+        taps = _filled(weight.permute(2, 3, 1, 0).numpy(), 3, self.blocks * BLOCK)
+        taps = taps.reshape(self.kernel_size, self.steps, self.blocks, BLOCK)
+        self.weights = np.ascontiguousarray(taps.transpose(2, 0, 1, 3))
+        constants = _filled(torch.stack([factor, shift]).numpy(), 1, self.blocks * BLOCK)
+        self.constants = np.ascontiguousarray(constants.reshape(2, self.blocks, BLOCK).swapaxes(0, 1))
 
-    def _place(
-        self, layout: UnitLayout, images: int, height: int, width: int, rows: int, columns: int
-    ) -> dict[str, int | float]:
-        unit, words, blocks = layout.unit, layout.words, layout.blocks
-        pooled = unit.stride == 2
-        kind, shortcut, output = THROUGH, 0, 0
-        shortcut_blocks, added_blocks = words if layout.projected else blocks, blocks
-        if layout.projected:
-            kind = PROJECTED
-        elif pooled or unit.shortcut_scale != 1 or (layout.repeats > 1 and layout.in_channels % BLOCK):
-            kind = COMPUTED
-        elif layout.repeats > 1:
-            added_blocks = words
-            output = self._new(images, rows, columns, blocks * BLOCK)[1]
-        self.shortcuts.append(None)
-        if kind != THROUGH:
-            self.shortcuts[-1], shortcut = self._new(images, rows, columns, shortcut_blocks * BLOCK)
-        row_cases, rows_of = layout.cases(height)
-        column_cases, columns_of = layout.cases(width)
-        base = layout.base(row_cases, column_cases)
-        bits = np.zeros((images, height, width + 2 * layout.padding, words), np.uint32)
-        return {
-            "height": height, "width": width, "channels": layout.in_channels, "kernel_size": layout.kernel_size,
-            "stride": unit.stride, "words": words, "bits": self._keep(bits), "weights": self._keep(layout.weights),
-            "masks": 0 if layout.masks is None else self._keep(layout.masks),
-            "rows": rows, "columns": columns, "blocks": blocks, "base": self._keep(base),
-            "base_rows": self._keep(rows_of * base.strides[0]),
-            "base_columns": self._keep(columns_of * base.strides[1]),
-            "constants": self._keep(layout.constants), "thresholds": self._keep(layout.thresholds),
-            "shortcut_kind": kind, "shortcut": shortcut, "shortcut_blocks": shortcut_blocks,
-            "added_blocks": added_blocks, "pooled": pooled, "repeats": layout.repeats, "output": output,
-            "factor": 1 if layout.projected else unit.shortcut_scale,
-        }  # fmt: skip
+    @classmethod
+    def of_stem(cls, stem: PackedStem) -> RealLayout:
+        """The first layer."""
+        weight = stem.weight.expand()
+        return cls(weight, torch.ones(len(weight)), stem.bias, stem.stride, weight.shape[1], stem.pool)
 
-    def _new(self, *shape: int) -> tuple[Tensor, int]:
-        tensor = torch.zeros(shape)
-        self._kept.append(tensor)
-        return tensor, tensor.data_ptr()
-
-    def _keep(self, array: NDArray[np.generic]) -> int:
-        self._kept.append(array)
-        return array.ctypes.data
+    @classmethod
+    def of_projection(cls, projection: TernaryWeight | RealWeight) -> RealLayout:
+        """The projection of a shortcut, whose channels are filled up to whole words."""
+        if isinstance(projection, TernaryWeight):
+            weight, factor = projection.values().float(), projection.scale
+        else:
+            weight = projection.expand()
+            factor = torch.ones(len(weight))
+        channels = -(-weight.shape[1] // BLOCK) * BLOCK
+        return cls(weight, factor, torch.zeros(len(weight)), 1, channels)
 
 
 def _words_of(bits: NDArray[np.bool_]) -> NDArray[np.uint32]:

@@ -1,6 +1,6 @@
-"""What the numba engine knows of a unit: one record of addresses and sizes, which compiled code reads.
+"""What the numba engine knows of a layer: one record of addresses and sizes, which compiled code reads.
 
-A run of units is one array of records, so that Python calls compiled code once for many units. Trunks are float32
+Layers are arrays of records, so that Python calls compiled code once for a whole network. Trunks are float32
 (N, H, W, channels), their channels filled up with zeros to whole words of 32; bits are uint32 (N, H, W + 2 * padding,
 words), with words of zeros at the sides.
 """
@@ -15,7 +15,7 @@ import numpy as np
 BLOCK = 32
 """Channels in a word of bits, and output channels that a kernel computes at once."""
 THROUGH, COMPUTED, PROJECTED = 0, 1, 2
-"""Where a shortcut comes from: the trunk as it is; pooled, scaled or repeated; or that, then convolved by torch."""
+"""Where a shortcut comes from: the trunk as it is; pooled, scaled or repeated; or that, then convolved."""
 
 FIELDS = (
     "height", "width", "channels", "kernel_size", "stride", "words", "bits", "weights", "masks",
@@ -47,12 +47,31 @@ next_bits, next_padding: bits of the next unit, or 0; its padding.
 """
 
 
+REAL_FIELDS = (
+    "height", "width", "channels", "kernel_size", "stride", "steps", "input", "weights", "constants",
+    "rows", "columns", "blocks", "tile", "output", "pooled", "pooled_rows", "pooled_columns",
+)  # fmt: skip
+"""Fields of a real convolution, int64: addresses and sizes, named as in a unit where they mean the same.
+
+channels: floats of a pixel of the input in memory.
+input: float32 (N, height, width + 2 * padding, channels), zeros at the sides.
+steps: values in a row of taps, one behind the other.
+weights: float32 (blocks, kernel_size, steps, 32).
+constants: float32 (blocks, 2, 32): factor of the sums, what is added then.
+output: float32 (N, rows, columns, blocks * 32).
+pooled, pooled_rows, pooled_columns: address of the output after max pooling (3x3, stride 2, padding 1), or 0; its size.
+"""
+
+
 def _digest() -> str:
     """Of the sources that are compiled: numba's cache looks at one file of them, and at the types of arguments."""
-    names = ("numba_kernels", "numba_run", "numba_tile", "numba_unit")
-    sources = b"".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in names)
-    return f"{zlib.crc32(sources):08x}"
+    sources = sorted(Path(__file__).parent.glob("numba_*.py"))
+    return f"{zlib.crc32(b''.join(source.read_bytes() for source in sources)):08x}"
 
 
-UNIT = np.dtype([*((name, np.int64) for name in FIELDS), ("factor", np.float32), (f"sources_{_digest()}", np.int32)])
-"""A unit as a record; its last field has no value, its name belongs to the type."""
+# Fields without a value, whose name belongs to the type.
+_VERSION = (f"sources_{_digest()}", np.int32)
+UNIT = np.dtype([*((name, np.int64) for name in FIELDS), ("factor", np.float32), _VERSION])
+"""A unit as a record."""
+REAL = np.dtype([*((name, np.int64) for name in REAL_FIELDS), _VERSION])
+"""A real convolution as a record."""

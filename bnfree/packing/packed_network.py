@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnfree.errors import InputError
-from bnfree.packing.engines import EngineName, NetworkFunction, choose_engine, prepare_openvino, prepare_units
+from bnfree.packing.engines import EngineName, NetworkFunction, choose_engine, prepare_openvino, prepare_trunk
 from bnfree.packing.file_format import read, write
 from bnfree.packing.file_layout import Masks
 from bnfree.packing.folding import fold
@@ -22,8 +22,8 @@ class PackedNetwork:
     """A binary network as constants and bits, from images to logits.
 
     Runs on the CPU, in float32, without gradients, for images of any size and batches of any length. Sums of signs are
-    exact integers, so the engines `numba` and `torch` give the same logits, bit for bit, on the same machine and number
-    of threads; OpenVINO rounds the real layers differently.
+    exact integers in every engine; real layers are rounded in the engine's own order, so that logits agree to about
+    1e-6 unless an activation is that near to its threshold.
 
     Args:
         layers: constants and bits.
@@ -41,7 +41,6 @@ class PackedNetwork:
         self.info.check(layers.in_channels, layers.num_classes)
         self.engine = choose_engine(engine)
         self._run: NetworkFunction | None = None
-        self._stem_weight = layers.stem.weight.expand().contiguous(memory_format=torch.channels_last)
         self._classifier_weight = layers.classifier.weight.expand()
 
     @property
@@ -98,19 +97,12 @@ class PackedNetwork:
     def _prepare(self) -> NetworkFunction:
         if self.engine == "openvino":
             return prepare_openvino(self.layers)
-        units = prepare_units(self.layers.units, self.engine)
+        trunk = prepare_trunk(self.layers, self.engine)
 
         def run(images: Tensor) -> Tensor:
-            features = units(self._stem(images.contiguous(memory_format=torch.channels_last))).mean((2, 3))
-            return F.linear(features, self._classifier_weight, self.layers.classifier.bias)
+            return F.linear(trunk(images).mean((2, 3)), self._classifier_weight, self.layers.classifier.bias)
 
         return run
-
-    def _stem(self, images: Tensor) -> Tensor:
-        stem = self.layers.stem
-        padding = (self._stem_weight.shape[-1] - 1) // 2
-        x = F.conv2d(images, self._stem_weight, stem.bias, stem.stride, padding)
-        return F.max_pool2d(x, 3, 2, 1) if stem.pool else x
 
 
 def pack(

@@ -33,26 +33,8 @@ class Shortcut:
         if self.pool:
             x = F.avg_pool2d(x, 2, 2, ceil_mode=True)
         if self.weight is not None:
-            return self.project(x)
+            x = F.conv2d(x, self.weight)
+            return x if self.scale is None else x * self.scale
         if self.factor != 1:
             x = x * self.factor
         return torch.cat([x] * self.repeats, 1) if self.repeats > 1 else x
-
-    def project(self, x: Tensor) -> Tensor:
-        """The projection (N, O, H', W') of the averaged input (N, I, H', W'), where there is one."""
-        assert self.weight is not None
-        x = F.conv2d(channels_last(x), self.weight)
-        return x if self.scale is None else x.mul_(self.scale)
-
-
-def channels_last(x: Tensor) -> Tensor:
-    """(N, C, H, W) in the channels-last format, with the same strides whatever its sizes.
-
-    Where a size is 1, torch takes several strides for channels-last and computes what follows one way or the other,
-    which rounds differently.
-    """
-    channels, height, width = x.shape[1:]
-    strides = (height * width * channels, 1, width * channels, channels)
-    if x.stride() == strides:
-        return x
-    return x.permute(0, 2, 3, 1).contiguous().as_strided(x.shape, strides)

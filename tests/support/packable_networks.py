@@ -22,6 +22,18 @@ class TwoUnits(ReActNet):
         self.classifier = nn.Linear(2 * width, 4)
 
 
+class WideUnits(ReActNet):
+    """Shortcuts of whole words of 32 channels: as they are, repeated, averaged, averaged and repeated, projected."""
+
+    def __init__(self, stem: str = "imagenet") -> None:
+        variant = Variant("bn_free", True, True, 0.3, False, "approx")
+        super().__init__(4, 3, 32, stem, variant)
+        self.stem = Stem(3, 32, 7, 2, True, variant) if stem == "imagenet" else Stem(3, 32, 3, 1, False, variant)
+        shapes = [(32, 32, 3, 1, 0), (32, 64, 1, 1, 0), (64, 64, 3, 2, 0), (64, 128, 3, 2, 0), (128, 96, 3, 1, 1)]
+        self.body = nn.Sequential(*(ResidualUnit(*shape[:4], bool(shape[4]), 0.9, variant) for shape in shapes))
+        self.classifier = nn.Linear(96, 4)
+
+
 def scatter(network: nn.Module, seed: int = 0, density: float | None = None) -> nn.Module:
     """Moves every parameter and statistic away from where it starts, and prunes; in evaluation mode."""
     generator = torch.Generator().manual_seed(seed)

@@ -55,7 +55,7 @@ def integer_sums(unit, x):
     out_channels=st.sampled_from([1, 3, 63, 64, 65, 100]),
     kernel_size=st.sampled_from([1, 3, 5]),
     stride=st.sampled_from([1, 2]),
-    size=st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 6)),
+    size=st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 16)),
     density=st.sampled_from([1.0, 0.5, 0.05, 0.0]),
 )
 @settings(deadline=None, max_examples=25)
@@ -94,7 +94,7 @@ def test_without_numba_it_works_and_says_once_how_to_be_fast(monkeypatch):
         packed = pack(network)
     assert said[0].filename == __file__
     assert packed.engine == "torch"
-    assert torch.equal(packed(x), fast)
+    assert torch.allclose(packed(x), fast, rtol=1e-5, atol=1e-5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pack(network)
@@ -131,7 +131,7 @@ import torch
 from packable_networks import TwoUnits, images, scatter
 from bnfree.packing import pack
 network, x = scatter(TwoUnits()), images(0, 2, 2, 6, 6)
-assert torch.equal(pack(network, engine="numba")(x), pack(network, engine="torch")(x))
+assert torch.allclose(pack(network, engine="numba")(x), pack(network, engine="torch")(x), rtol=1e-5, atol=1e-5)
 """
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from packable_networks import TwoUnits, images, random_network, scatter
+from packable_networks import TwoUnits, WideUnits, images, random_network, scatter
 
 from bnfree.backbones import ReActNet18, ReActNetA
 from bnfree.calibration import calibrate
@@ -41,13 +42,13 @@ def agree(options, size, seed, path):
     result = compare(network, packed, x)
     assert result.unexplained == 0, result
     packed.save(path, masks="digits" if seed % 2 else "planes")
-    logits = packed(x)
-    for engine in ("numba", "torch"):
-        assert torch.equal(load(path, engine)(x), logits)
+    assert torch.equal(load(path, "numba")(x), packed(x))
+    plain = compare(network, load(path, "torch"), x)
+    assert plain.unexplained == 0, plain
     return result
 
 
-# Where a size is 1, torch takes several strides for the same memory format.
+# Where a size is 1, many strides mean the same.
 NARROW = {"backbone": ReActNet18, "in_channels": 1, "width": 2, "binary_shortcut": False}
 
 
@@ -64,6 +65,40 @@ def test_logits_are_those_of_the_trained_network(tmp_path_factory, options, size
 @settings(deadline=None, max_examples=200)
 def test_logits_are_those_of_the_trained_network_often(tmp_path_factory, options, size, seed):
     agree(options, size, seed, tmp_path_factory.getbasetemp() / "network.safetensors")
+
+
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+@pytest.mark.parametrize("density", [None, 0.7])
+def test_whole_words_of_channels(stem, density):
+    network = scatter(WideUnits(stem), density=density)
+    packed = pack(network, "float32", engine="numba")
+    for size in ((1, 32, 32), (3, 29, 37)):
+        result = compare(network, packed, images(size[1], size[0], 3, *size[1:]))
+        assert result.unexplained == 0
+        assert result.near_threshold > 0 or result.largest_relative_difference < 1e-5
+
+
+def test_memory_is_kept_for_some_sizes_and_found_again():
+    packed = pack(random_network(0, width=4), engine="numba")
+    batches = [images(size, 1 + size % 2, 3, size, 9) for size in range(3, 11)]
+    logits = [packed(x) for x in batches]
+    for x, before in zip(batches[::-1], logits[::-1], strict=True):
+        assert torch.equal(packed(x), before)
+
+
+def test_threads_compute_at_once():
+    packed = pack(random_network(0, width=4), engine="numba")
+    batches = [images(seed, 2, 3, 12, 12) for seed in range(40)]
+    expected = [packed(x) for x in batches]
+    with ThreadPoolExecutor(4) as pool:
+        assert all(map(torch.equal, pool.map(packed, batches), expected))
+
+
+def test_large_batches_are_computed_in_parts():
+    packed = pack(random_network(0, width=4), engine="numba")
+    x = images(0, 40, 3, 128, 128)
+    logits = packed(x)
+    assert torch.allclose(logits[37:], packed(x[37:]), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow
