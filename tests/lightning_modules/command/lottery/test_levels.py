@@ -1,5 +1,6 @@
 """`bnfree lottery run`: what the levels start from, what they leave, and going on with them."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,7 @@ def test_every_level_has_exactly_its_density(run):
 
 def test_masks_shrink(run):
     masks = [load_ticket(level(run, number) / "ticket.pt").masks for number in (1, 2, 3)]
-    for denser, sparser in zip(masks, masks[1:], strict=False):
+    for denser, sparser in pairwise(masks):
         assert all(not (sparser[name] & ~denser[name]).any() for name in sparser)
 
 
