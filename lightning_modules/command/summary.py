@@ -10,6 +10,7 @@ from typing import Any
 from bnfree.costs import NetworkCost, count_ops
 from bnfree.errors import InputError
 from lightning_modules.command.cost_table import LEGEND, cost_table, cost_totals
+from lightning_modules.command.memory_table import memory_report
 from lightning_modules.command.network import add_network_arguments, build_network, image_shape, load_weights
 from lightning_modules.command.parser import CommandParser
 from lightning_modules.command.sources import SOURCE, options_of, parse, take_positionals
@@ -33,8 +34,11 @@ def run(arguments: Sequence[str]) -> None:
     network, prefix = build_network(config)
     if config.ckpt_path is not None:
         load_weights(network, prefix, config.ckpt_path, config.weights_only is not False)
-    cost = count_ops(network, image_shape(config, network))
-    name = type(network).__name__
+    name, shape = type(network).__name__, image_shape(config, network)
+    if config.memory:
+        print(memory_report(network, name, shape, config.json))
+        return
+    cost = count_ops(network, shape)
     if config.json:
         print(json.dumps(_as_dict(cost, name, config.ckpt_path), indent=2))
         return
@@ -46,7 +50,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def _source_as_options(arguments: Sequence[str]) -> list[str]:
     """Puts the options that a source stands for in its place."""
-    sources, rest = take_positionals(arguments, ["--json"])
+    sources, rest = take_positionals(arguments, ["--json", "--memory"])
     if sources:
         return [*options_of(sources[0]), *rest, *sources[1:]]
     names = {argument.partition("=")[0] for argument in arguments}
@@ -64,6 +68,11 @@ def _parser() -> CommandParser:
         allow_abbrev=False,
     )
     parser.add_argument("--json", action="store_true", help="Print JSON, with plain numbers, in place of the table.")
+    parser.add_argument(
+        "--memory",
+        action="store_true",
+        help="Print what a training step keeps of each image for the backward pass, by layer, in place of the costs.",
+    )
     add_network_arguments(parser)
     return parser
 
