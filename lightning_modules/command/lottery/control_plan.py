@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from bnfree.errors import InputError
-from lightning_modules.command.lottery.checks import check_fit, check_settings
 from lightning_modules.command.lottery.controls import ControlArguments
 from lightning_modules.command.lottery.level_results import CONTROLS, TICKET, read_level, seed_name
 from lightning_modules.command.lottery.level_training import level_directory, rewind_file
-from lightning_modules.command.lottery.lottery_file import LotterySettings
-from lightning_modules.command.lottery.planning import LotteryRun
+from lightning_modules.command.lottery.planning import LotteryRun, plan_levels
 from lightning_modules.command.lottery.pruning import last_checkpoint
 from lightning_modules.command.lottery.report.reading import SETTINGS, read_lottery
-from lightning_modules.command.lottery.unchanged import _check_fit, check_unchanged
-from lightning_modules.command.parsed_fit import parse_fit
-from lightning_modules.command.recipe_arguments import as_options, split_configs
+from lightning_modules.command.lottery.unchanged import check_fit_unchanged, read_settings
+from lightning_modules.command.recipe_arguments import split_configs
+
+REMEDY = "controls must be trained as the run was, so leave out the option that changes it."
 
 
 def plan_controls(given: ControlArguments) -> tuple[LotteryRun, list[tuple[int, int]]]:
@@ -38,29 +34,24 @@ def plan_controls(given: ControlArguments) -> tuple[LotteryRun, list[tuple[int, 
     places = _places(run, given)
     for seed, level in places:
         _check_files(run, seed, level)
-    check_unchanged(run)
-    for seed in {seed for seed, _ in places}:
-        controls = run.directory / seed_name(seed) / CONTROLS
-        for kind in given.kinds:
-            for config in sorted(controls.glob(f"{kind}/level_*/**/config.yaml")):
-                _check_fit(run, seed, config.parent)
+    for seed in sorted({seed for seed, _ in places}):
+        folder = run.directory / seed_name(seed)
+        for place in ("level_*", *(f"{CONTROLS}/{kind}/level_*" for kind in given.kinds)):
+            for config in sorted(folder.glob(f"{place}/**/config.yaml")):
+                check_fit_unchanged(run, seed, config.parent, REMEDY)
     return run, places
 
 
 def _read_run(given: ControlArguments) -> LotteryRun:
     read_lottery(given.directory)
     directory = Path(given.directory).expanduser().absolute()
-    path = directory / SETTINGS
-    if not path.is_file():
+    started = read_settings(directory)
+    if started is None:
         raise InputError(
             f"DIR={given.directory!r} has lost its {SETTINGS}, so that its settings are not known; the command bnfree "
             "lottery run that wrote it, given again, writes it anew."
         )
-    try:
-        content: dict[str, Any] = yaml.safe_load(path.read_text())
-        settings, options = LotterySettings(**content["lottery"]), [str(option) for option in content["options"]]
-    except (KeyError, TypeError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{str(path)!r} cannot be read; give the command bnfree lottery run again.") from error
+    settings, options = started
     for option in options:
         name, _, value = option.partition("=")
         if name == "--config" and not Path(value).is_file():
@@ -71,13 +62,7 @@ def _read_run(given: ControlArguments) -> LotteryRun:
     overlays, rest = split_configs(given.options)
     configs = [option for option in options if option.startswith("--config=")]
     options = configs + overlays + [option for option in options if option not in configs] + rest
-    step1 = ["--model.backbone.binary_weights=false", *as_options(settings.step1_options or {})]
-    step1 = step1 if settings.find_in else []
-    parsed = parse_fit(options)
-    parsed_step1 = parse_fit(options + step1) if step1 else None
-    for fit in filter(None, (parsed, parsed_step1)):
-        check_fit(fit.settings, settings)
-    return LotteryRun(directory, settings, check_settings(settings), options, step1, parsed, parsed_step1)
+    return plan_levels(directory, settings, options)
 
 
 def _places(run: LotteryRun, given: ControlArguments) -> list[tuple[int, int]]:

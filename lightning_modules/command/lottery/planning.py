@@ -101,11 +101,24 @@ def plan(given: LotteryArguments) -> LotteryRun:
         InputError: a mistake in the file, on the command line, or in a config.
     """
     file = read_lottery(given.file, given.changes)
-    settings = file.settings
-    densities = check_settings(settings)
     directory = Path(given.run_dir or Path("runs") / Path(given.file).stem).expanduser().absolute()
     overlays, rest = split_configs(given.options)
     options = [f"--config={config}" for config in file.configs] + overlays + as_options(file.options) + rest
+    return plan_levels(directory, file.settings, options)
+
+
+def plan_levels(directory: Path, settings: LotterySettings, options: list[str]) -> LotteryRun:
+    """Parses what the levels of a run train; writes nothing.
+
+    Args:
+        directory: of the run.
+        settings: the section `lottery`.
+        options: of `bnfree fit`, for every level.
+
+    Raises:
+        InputError: a mistake in the settings, the options, or a config.
+    """
+    densities = check_settings(settings)
     step1 = ["--model.backbone.binary_weights=false", *as_options(settings.step1_options or {})]
     step1 = step1 if settings.find_in else []
     parsed = parse_fit(options)

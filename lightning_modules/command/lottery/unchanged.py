@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,9 @@ def write_settings(run: LotteryRun) -> None:
     """Writes what a run was started with; seeds and levels that are added later are added to the file."""
     content: dict[str, Any] = {"options": run.options, "lottery": plain(run.settings)}
     path = run.directory / SETTINGS
-    earlier = _earlier(run.directory)
-    if earlier is not None:
+    started = read_settings(run.directory)
+    if started is not None:
+        earlier, _ = started
         seeds = [*earlier.seeds, *(seed for seed in run.settings.seeds if seed not in earlier.seeds)]
         content["lottery"]["seeds"] = seeds
         if len(check_settings(earlier)) > len(run.densities):
@@ -42,9 +42,10 @@ def check_unchanged(run: LotteryRun) -> None:
     Raises:
         InputError: which setting differs.
     """
-    earlier = _earlier(run.directory)
-    if earlier is None:
+    started = read_settings(run.directory)
+    if started is None:
         return
+    earlier, _ = started
     differing = [
         field.name
         for field in fields(LotterySettings)
@@ -68,10 +69,21 @@ def check_unchanged(run: LotteryRun) -> None:
         )
     for seed in run.settings.seeds:
         for config in sorted((run.directory / seed_name(seed)).glob("level_*/**/config.yaml")):
-            _check_fit(run, seed, config.parent)
+            check_fit_unchanged(run, seed, config.parent)
 
 
-def _check_fit(run: LotteryRun, seed: int, folder: Path) -> None:
+def check_fit_unchanged(run: LotteryRun, seed: int, folder: Path, remedy: str = REMEDY) -> None:
+    """Refuses to train otherwise than a fit of the run did.
+
+    Args:
+        run: the run as it would go on.
+        seed: seed of the fit.
+        folder: run directory of the fit.
+        remedy: the end of the message.
+
+    Raises:
+        InputError: which setting differs.
+    """
     step1 = folder.name == "step1"
     earlier = yaml.safe_load(latest_config(folder).read_text())
     now = run.fit_settings(seed, step1)
@@ -86,15 +98,20 @@ def _check_fit(run: LotteryRun, seed: int, folder: Path) -> None:
             optimizer["lr"] = fine_tuning_rate(optimizer["lr"])
     difference = next(changes(earlier, now), None)
     if difference is not None:
-        raise InputError(f"{str(folder)!r} has been trained with other settings ({difference}); {REMEDY}")
+        raise InputError(f"{str(folder)!r} has been trained with other settings ({difference}); {remedy}")
 
 
-def _earlier(directory: Path) -> LotterySettings | None:
+def read_settings(directory: Path) -> tuple[LotterySettings, list[str]] | None:
+    """The settings that a run was started with, and its options of `bnfree fit`; None if there is no run.
+
+    Raises:
+        InputError: the file has been changed by hand into something else.
+    """
     path = directory / SETTINGS
     if not path.is_file():
         return None
     try:
-        content: dict[str, Any] = yaml.safe_load(path.read_text())["lottery"]
-        return LotterySettings(**deepcopy(content))
-    except (KeyError, TypeError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content: dict[str, Any] = yaml.safe_load(path.read_text())
+        return LotterySettings(**content["lottery"]), [str(option) for option in content.get("options") or []]
+    except (AttributeError, KeyError, TypeError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{str(path)!r} cannot be read; give another --run_dir.") from error
