@@ -118,8 +118,8 @@ def train_level(
         ticket = load_ticket(path)
     say_start(ticket)
     options = [*run.options, *(run.step1_options if level.step1 else []), *run.seed_options(level.seed)]
-    options += _level_options(run, level, path if ticket is not None else None, init_from)
     first_step, start = _start(run, level, ticket)
+    options += _level_options(run, level, path if ticket is not None else None, init_from, fresh=start is None)
     if last_checkpoint(folder).is_file():
         options.append(f"--ckpt_path={last_checkpoint(folder)}")
     else:
@@ -141,8 +141,10 @@ def train_level(
     return result
 
 
-def _level_options(run: LotteryRun, level: Level, ticket: Path | None, init_from: Path | None) -> list[str]:
-    """The options of a level's own."""
+def _level_options(
+    run: LotteryRun, level: Level, ticket: Path | None, init_from: Path | None, fresh: bool
+) -> list[str]:
+    """The options of a level's own; `fresh`: it starts from the weights of its ticket alone."""
     settings = run.settings
     arguments: dict[str, Any] = {"ticket": None if ticket is None else str(ticket)}
     if ticket is None:
@@ -157,7 +159,7 @@ def _level_options(run: LotteryRun, level: Level, ticket: Path | None, init_from
         options.append("--trainer.enable_model_summary=false")
     if init_from is not None:
         options.append(f"--model.init_from={init_from}")
-    elif ticket is not None and arguments_of(run.fit(level.step1).settings, "model").get("init_from") is not None:
+    elif ticket is not None and fresh and arguments_of(run.fit(level.step1).settings, "model").get("init_from"):
         options.append("--model.init_from=null")
     fine_tuned = settings.rewind == "none" and ticket is not None and level.step1 == run.finds_in_step1
     return options + (run.fine_tuning_options(level.step1) if fine_tuned else [])
