@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from bnfree.errors import InputError
 from lightning_modules.command.names import did_you_mean
+from lightning_modules.command.quiet import quieten
 
 
 class Action(NamedTuple):
@@ -75,5 +76,6 @@ def run(arguments: Sequence[str]) -> int:
         raise InputError(
             f"action {name!r} of ticket is not known; {did_you_mean(name, ACTIONS) or f'choose from {known}.'}"
         )
+    quieten(arguments[0])
     code: int = importlib.import_module(f"{__package__}.{ACTIONS[name].module}").run(arguments[1:])
     return code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from bnfree.errors import InputError
 from bnfree.tickets import lock, mask_statistics, new_key, save_ticket, unlock
@@ -89,6 +90,8 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _new(given: str) -> None:
+    if Path(given).expanduser().exists():
+        raise InputError(f"output={given!r} exists, and a key is never replaced; give another file.")
     output = check_output(given, overwrite=False)
     key = new_key()
     write_owner_key(key, output)

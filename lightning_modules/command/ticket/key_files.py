@@ -47,7 +47,7 @@ def read_owner_key(path: str) -> str:
     Raises:
         InputError: no such file, one of another kind, or a key that could be guessed.
     """
-    file = _readable(path)
+    file = _existing(path)
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError):
@@ -58,6 +58,7 @@ def read_owner_key(path: str) -> str:
             f"key={path!r} must hold one line of at least {MIN_KEY_LENGTH} characters; make one with bnfree ticket key "
             "new."
         )
+    _warn_of_readers(path, file)
     return keys[0]
 
 
@@ -82,24 +83,28 @@ def read_ticket_key(path: str) -> TicketKey:
     Raises:
         InputError: no such file, or one of another kind or version.
     """
-    _readable(path)
-    content: Any = read_checkpoint_file(Path(path).expanduser(), f"key={path!r}")
+    file = _existing(path)
+    content: Any = read_checkpoint_file(file, f"key={path!r}")
     if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("version") != VERSION:
         raise InputError(
             f"key={path!r} is not the key of a locked ticket; give a file that bnfree ticket key split wrote."
         )
     try:
-        masks = unpack_masks(content["masks"])
-        return TicketKey(masks, content["found"], content["rewind"], content["whole"])
+        key = TicketKey(unpack_masks(content["masks"]), content["found"], content["rewind"], content["whole"])
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"key={path!r} is damaged ({type(error).__name__}); give an undamaged copy.") from error
+    _warn_of_readers(path, file)
+    return key
 
 
-def _readable(path: str) -> Path:
+def _existing(path: str) -> Path:
     file = Path(path).expanduser()
     if not file.is_file():
         raise InputError(f"key={path!r} is not a file; give the file with the key.")
+    return file
+
+
+def _warn_of_readers(path: str, file: Path) -> None:
     if os.name == "posix" and file.stat().st_mode & 0o077:
         mode = f"{file.stat().st_mode & 0o777:o}"
         print(f"bnfree: warning: key={path!r} can be read by others (mode {mode}); chmod 600 {path}", file=sys.stderr)
-    return file

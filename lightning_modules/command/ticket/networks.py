@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
@@ -16,8 +20,9 @@ from bnfree.errors import InputError
 from bnfree.state_dicts import read_checkpoint_file, read_state_dict
 from bnfree.tickets import is_ticket, read_ticket
 from lightning_modules.command.checkpoints import remembered_config
-from lightning_modules.command.network import build_network
-from lightning_modules.command.parsed_fit import parse_fit
+from lightning_modules.command.explanations import explain
+from lightning_modules.command.network import add_network_arguments, build_network
+from lightning_modules.command.parser import CommandParser, ParseFailure
 from lightning_modules.command.run_directory import CONFIG, latest_config, run_directory_of
 
 CONFIG_FILES = (".yaml", ".yml", ".json")
@@ -64,34 +69,60 @@ def configured_network(
         InputError: nothing that describes a network, or a mistake in it.
     """
     weights: Mapping[str, Tensor] = {}
-    configs = ["--config", json.dumps(sections)]
+    source: Path | Mapping[str, Any] = sections
     if to is not None:
-        configs, weights = _target(to)
+        source, weights = _target(to)
     with isolate_rng(include_cuda=False):
-        fit = parse_fit([*configs, *options])
+        config, described = _parsed(source, options)
         torch.manual_seed(seed)
-        network, _ = build_network(fit.config["fit"])
+        network, _ = build_network(config)
     betas = {name: value for name, value in weights.items() if name.endswith(".beta")}
     own = network.state_dict()
     fits = betas.keys() == {name for name in own if name.endswith(".beta")}
     if betas and fits:
         network.load_state_dict(betas, strict=False)
-    return ConfiguredNetwork(network, fit.settings["model"], fit.settings.get("data"), to if betas and fits else None)
+    return ConfiguredNetwork(network, described["model"], described.get("data"), to if betas and fits else None)
 
 
-def _target(to: str) -> tuple[list[str], Mapping[str, Tensor]]:
-    """The options that lead to the config of a target, and the weights of its file."""
+def _parsed(source: Path | Mapping[str, Any], options: Sequence[str]) -> tuple[Namespace, dict[str, Any]]:
+    """The config of a file, or of sections, under options that win; parsed, and as plain values."""
+    if str(Path.cwd()) not in sys.path and "" not in sys.path:
+        # A console script does not find the modules of the directory it is called from, where the user's own are.
+        sys.path.insert(0, str(Path.cwd()))
+    # What a ticket remembers needs no trainer, whose many options take seconds to prepare.
+    sections_alone = CommandParser(allow_abbrev=False)
+    sections_alone.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
+    sections_alone.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True, required=False)
+    parser = sections_alone
+    if isinstance(source, Path):
+        parser = CommandParser(allow_abbrev=False)
+        add_network_arguments(parser)
+        arguments = ["--config", str(source), *options]
+    else:
+        arguments = [f"--{name}={json.dumps(source[name])}" for name in ("model", "data") if name in source]
+        arguments += options
+    try:
+        config = parser.parse_args(arguments)
+    except ParseFailure as failure:
+        raise InputError(explain(failure.message, ["ticket", *arguments], {"ticket": parser})) from None
+    sections = Namespace(model=config.model, data=config.get("data"))
+    dumped: dict[str, Any] = yaml.safe_load(sections_alone.dump(sections, skip_none=False, skip_validation=True))
+    return config, dumped
+
+
+def _target(to: str) -> tuple[Path | Mapping[str, Any], Mapping[str, Tensor]]:
+    """The config of a target, a file or sections, and the weights of its file."""
     path = Path(to).expanduser()
     if path.is_dir():
         if not (path / CONFIG).is_file():
             raise InputError(
                 f"to={to!r} is a directory without {CONFIG}; give a config, a run directory or a checkpoint."
             )
-        return ["--config", str(latest_config(path))], {}
+        return latest_config(path), {}
     if path.suffix in CONFIG_FILES:
         if not path.is_file():
             raise InputError(f"to={to!r} is not a file; give a config, a run directory or a checkpoint.")
-        return ["--config", str(path)], {}
+        return path, {}
     content = read_checkpoint_file(path, f"to={to!r}")
     if is_ticket(content):
         weights: Mapping[str, Tensor] = read_ticket(content, f"to={to!r}").start()
@@ -102,5 +133,5 @@ def _target(to: str) -> tuple[list[str], Mapping[str, Tensor]]:
     if "model" not in sections:
         if directory is None:
             raise InputError(f"to={to!r} does not say which model it was written by; give a config.")
-        return ["--config", str(latest_config(directory))], weights
-    return ["--config", json.dumps(sections)], weights
+        return latest_config(directory), weights
+    return sections, weights

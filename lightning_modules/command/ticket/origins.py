@@ -29,7 +29,7 @@ def origin_fields(pruned: PrunedNetwork) -> list[tuple[str, str]]:
         ("found by", f"score {ticket.score}, scope {ticket.scope}, level {ticket.level}"),
         ("density", f"{density:.5g} (asked for: {ticket.density:.5g})"),
         ("source", ticket.source or "not noted"),
-        ("rewind", rewind_text(ticket)),
+        ("starts from", start_text(ticket)),
     ]
     found += history(ticket.details)
     found += [(name, str(value)) for name, value in ticket.details.items() if name not in TOLD]
@@ -47,7 +47,7 @@ def network_text(sections: Mapping[str, Any]) -> str:
     return f"{backbone['class_path'].rpartition('.')[2]}({arguments})"
 
 
-def rewind_text(ticket: Ticket) -> str:
+def start_text(ticket: Ticket) -> str:
     """What the training of a ticket starts from."""
     if ticket.rewind is None:
         return "none: training goes on from the weights that the masks were found with"

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from torch import Tensor
 
 from bnfree.errors import InputError
 from bnfree.state_dicts import read_checkpoint_file, read_state_dict
 from bnfree.tickets import Masks, Ticket, is_ticket, read_ticket
 from lightning_modules.command.checkpoints import remembered_config
-from lightning_modules.command.run_directory import CHECKPOINTS
+from lightning_modules.command.run_directory import CHECKPOINTS, latest_config, run_directory_of
 
 TICKET = "ticket.pt"
 
@@ -70,14 +71,28 @@ def read_pruned_network(path: str, argument: str = "ticket") -> PrunedNetwork:
     content = read_checkpoint_file(file, given)
     if is_ticket(content):
         ticket = read_ticket(content, given)
-        return TicketFile(path, ticket.state_dict, ticket, remembered_config(ticket.config))
+        return TicketFile(path, ticket.state_dict, ticket, _sections(ticket.config, file))
     state = read_state_dict(content if isinstance(content, Mapping) else {}, given)
     state = {key.replace("_orig_mod.", ""): value for key, value in state.items()}
     if any(key.startswith("backbone.") for key in state):
         state = {key.removeprefix("backbone."): v for key, v in state.items() if key.startswith("backbone.")}
     if not any(key.endswith(".mask") for key in state):
         raise InputError(f"{given} holds a network without masks; give a ticket, or a checkpoint of a pruned network.")
-    return PrunedNetwork(path, state, None, remembered_config(content))
+    return PrunedNetwork(path, state, None, _sections(content, file))
+
+
+def _sections(content: dict[str, Any], file: Path) -> dict[str, Any]:
+    """What a file says about model and data; a section that it leaves out is that of the run whose directory it is in.
+
+    Data modules leave nothing in a checkpoint.
+    """
+    sections, directory = remembered_config(content), run_directory_of(file)
+    try:
+        run = {} if directory is None else yaml.safe_load(latest_config(directory).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        run = {}
+    of_run = {name: run[name] for name in ("model", "data") if isinstance(run, dict) and run.get(name) is not None}
+    return {**of_run, **sections}
 
 
 def read_ticket_file(path: str) -> TicketFile:
