@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bnfree.packing.comparison import observe
+from bnfree.packing.comparison import Observation, observe
 
 
 @dataclass
@@ -23,7 +23,8 @@ class Check:
     near_threshold: int = 0
     """Activations of the trained network within 1e-6 of their threshold."""
     by_rounding: int = 0
-    """Images that differ because real layers are rounded: they agree when those are kept in float32."""
+    """Images that differ because real layers are rounded: the file agrees with the network that was written to it, and
+    the trained network with one whose real layers are kept in float32."""
     by_threshold: int = 0
     """Further images that differ and have an activation on its threshold."""
     unexplained: int = 0
@@ -64,6 +65,7 @@ class Check:
 def check(
     trained: nn.Module,
     exported: Callable[[Tensor], Tensor],
+    rounded: Callable[[Tensor], Tensor] | None,
     exact: Callable[[Tensor], Tensor],
     batches: Iterable[tuple[Tensor, Tensor | None]],
 ) -> Check:
@@ -72,6 +74,7 @@ def check(
     Args:
         trained: the trained network.
         exported: what has been read from the file.
+        rounded: the packed network that was written, where its real layers are rounded; else None.
         exact: the packed network with its real layers in float32.
         batches: images (N, C, H, W), normalised, and labels (N,) or None.
     """
@@ -80,11 +83,15 @@ def check(
         observed, logits = observe(trained, images), exported(images.float())
         differing = ~observed.agrees(logits)
         if bool(differing.any()):
-            rounded = differing & observed.agrees(exact(images))
-            near = differing & ~rounded & (observed.near > 0)
-            result.by_rounding += int(rounded.sum())
+            by_rounding = torch.zeros_like(differing)
+            if rounded is not None:
+                # The file must hold what was rounded, and nothing but the rounding may differ.
+                as_written = Observation(rounded(images).double(), observed.near).agrees(logits)
+                by_rounding = differing & as_written & observed.agrees(exact(images))
+            near = differing & ~by_rounding & (observed.near > 0)
+            result.by_rounding += int(by_rounding.sum())
             result.by_threshold += int(near.sum())
-            result.unexplained += int((differing & ~rounded & ~near).sum())
+            result.unexplained += int((differing & ~by_rounding & ~near).sum())
         expected, predicted = observed.logits.argmax(1), logits.argmax(1)
         result.images += len(images)
         result.same_class += int((expected == predicted).sum())

@@ -31,6 +31,7 @@ from lightning_modules.command.sources import options_of, parse, take_positional
 
 FormatName = Literal["packed", "openvino", "torch_export", "onnx"]
 FLAGS = ("--check", "--overwrite")
+MISSING = "the checkpoint is not given; name it: bnfree export RUN/checkpoints/best.ckpt."
 DESCRIPTION = """Turns a trained network with binary weights into one file: bits, one scale a filter, one threshold a
 channel, and how its images are normalised, its class names and its accuracy. CKPT is a checkpoint, a ticket file, or a
 run directory, of which it is the last checkpoint. The file is there as a whole or not at all, and never in place of
@@ -52,7 +53,7 @@ def run(arguments: Sequence[str]) -> int:
     """
     config = parse(_parser(), [arguments[0], *_source_as_options(arguments[1:])])
     if config.ckpt_path is None:
-        raise InputError("the checkpoint is not given; name it: bnfree export RUN/checkpoints/best.ckpt.")
+        raise InputError(MISSING)
     name, kind, place = config.format, FORMATS[config.format], _place(config)
     kind.check_installed(name)
     precision, stem_precision = _precisions(config)
@@ -78,7 +79,8 @@ def run(arguments: Sequence[str]) -> int:
         if batches is not None:
             say(f"Check on {images_are}:")
             exact = pack(network, "float32", "float32", engine=engine)
-            result = check(network.float(), kind.read(unfinished, engine), exact, batches)
+            rounded = packed if (precision, stem_precision) != ("float32", "float32") else None
+            result = check(network.float(), kind.read(unfinished, engine), rounded, exact, batches)
             say("\n".join(f"  {line}" for line in result.lines()))
             if not result.passed:
                 say(f"Check failed: {result.unexplained} images differ without a reason; nothing was written.")
@@ -98,6 +100,9 @@ def run(arguments: Sequence[str]) -> int:
 
 def _source_as_options(arguments: Sequence[str]) -> list[str]:
     sources, rest = take_positionals(arguments, FLAGS)
+    names = {argument.partition("=")[0] for argument in arguments}
+    if not sources and not names & {"--ckpt_path", "--help", "-h"} and not any(n.endswith(".help") for n in names):
+        raise InputError(MISSING)
     return [*options_of(sources[0]), *rest, *sources[1:]] if sources else list(arguments)
 
 

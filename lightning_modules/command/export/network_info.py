@@ -23,7 +23,7 @@ def open_data(config: Namespace) -> tuple[LightningDataModule | None, str]:
         The data module, and nothing; or None, and the reason why there is none.
     """
     if config.get("data") is None:
-        return None, "there is no data section"
+        return None, "there is no data section; add --config RUN/config.yaml, or --data"
     try:
         data = build_data(config)
         data.prepare_data()

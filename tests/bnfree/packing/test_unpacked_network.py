@@ -1,0 +1,60 @@
+"""Packed networks as plain torch modules, programs and ONNX models."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from packable_networks import TwoUnits, images, random_network, scatter
+
+from bnfree.backbones import ReActNet18, ReActNetA
+from bnfree.packing import NetworkInfo, compare, pack
+from bnfree.packing.unpacked_network import UnpackedNetwork
+
+INFO = NetworkInfo(mean=(0.5, 0.25), std=(1.0, 2.0), class_names=("a", "b", "c", "d"))
+
+
+@pytest.mark.parametrize("backbone", [ReActNet18, ReActNetA])
+@pytest.mark.parametrize(("binary_shortcut", "density"), [(True, None), (False, 0.5)])
+def test_it_computes_what_the_trained_network_does(backbone, binary_shortcut, density):
+    network = random_network(0, backbone=backbone, width=4, binary_shortcut=binary_shortcut, density=density)
+    unpacked = UnpackedNetwork(pack(network, "float32", engine="torch").layers)
+    result = compare(network, unpacked, images(1, 4, 3, 11, 14))
+    assert (result.near_threshold, result.unexplained) == (0, 0)
+    assert result.largest_relative_difference < 1e-5
+    assert not list(unpacked.parameters())
+
+
+SHAPES = [(2, 2, 8, 8), (1, 2, 9, 5), (5, 2, 1, 7)]
+
+
+@pytest.mark.slow
+def test_a_saved_program_takes_every_shape(tmp_path):
+    from bnfree.packing.torch_program import INFO as ENTRY
+    from bnfree.packing.torch_program import load_program, save_program
+
+    packed, path = pack(scatter(TwoUnits(width=6), density=0.7), "float32", engine="torch"), tmp_path / "network.pt2"
+    save_program(packed.layers, INFO, path)
+    for shape in SHAPES:
+        x = images(1, *shape)
+        assert torch.allclose(load_program(path)(x), packed(x), rtol=1e-5, atol=1e-5)
+    extra = {ENTRY: ""}
+    torch.export.load(path, extra_files=extra)
+    assert NetworkInfo.from_dict(json.loads(extra[ENTRY])) == INFO
+
+
+@pytest.mark.slow
+def test_a_saved_onnx_model_takes_every_shape(tmp_path, capsys):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    from bnfree.packing.onnx_model import load_onnx, save_onnx
+
+    packed, path = pack(scatter(TwoUnits(width=6), density=0.7), "float32", engine="torch"), tmp_path / "network.onnx"
+    save_onnx(packed.layers, INFO, path)
+    assert capsys.readouterr().out == ""
+    for shape in SHAPES:
+        x = images(1, *shape)
+        assert torch.allclose(load_onnx(path)(x), packed(x), rtol=1e-5, atol=1e-5)
+    metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert metadata["bnfree.class_names"] == "('a', 'b', 'c', 'd')"
