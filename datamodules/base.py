@@ -2,10 +2,12 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bnfree.errors import InputError
@@ -16,16 +18,10 @@ from datamodules.loader import BatchLoader
 from datamodules.randomness import stratified_split
 from datamodules.sampler import GlobalBatchSampler
 from datamodules.sources import ImageSource
+from datamodules.variants import AugmentationVariants, Part
 
 
-class Part(NamedTuple):
-    """Images `indices` (M,) of a source, in the order of evaluation."""
-
-    source: ImageSource
-    indices: Tensor
-
-
-class ImageDataModule(LightningDataModule):
+class ImageDataModule(LightningDataModule, AugmentationVariants):
     """Base of the data modules: a subclass says how to `load` a source, and sets the attributes below.
 
     After the transfer to the device a batch of training, validation and test is (images, labels): float32
@@ -43,6 +39,7 @@ class ImageDataModule(LightningDataModule):
         mean: Mean per channel of images scaled to [0, 1].
         std: Standard deviation per channel, likewise.
         padding: Padding of the random crop, in pixels.
+        positions: Places in their part, an int64 array (N,), of the images of the batch that was transferred last.
 
     Args:
         batch_size: Images per batch on each process.
@@ -53,6 +50,8 @@ class ImageDataModule(LightningDataModule):
         seed: Seed of the training order and of the augmentation.
         limit_train: Train on the first n images of the shuffled training part only; the same images in every run with
             the same `split_seed`. None for all.
+        augmentation_cycle: Repeat the augmentation after so many epochs: each image is then seen in that many variants,
+            for which a teacher's answers can be stored (`logits_cache`). None for a new one in every epoch.
 
     Raises:
         InputError: an argument is out of its range.
@@ -74,6 +73,7 @@ class ImageDataModule(LightningDataModule):
         augment: bool = True,
         seed: int = 0,
         limit_train: int | None = None,
+        augmentation_cycle: int | None = None,
     ) -> None:
         super().__init__()
         self.batch_size = check_int("batch_size", batch_size, 1)
@@ -82,6 +82,9 @@ class ImageDataModule(LightningDataModule):
         self.augment = augment
         self.seed = check_int("seed", seed, 0)
         self.limit_train = limit_train if limit_train is None else check_int("limit_train", limit_train, 1)
+        cycle = augmentation_cycle
+        self.augmentation_cycle = cycle if cycle is None else check_int("augmentation_cycle", cycle, 1)
+        self.positions: NDArray[np.int64] | None = None
         self._parts: dict[str, Part] = {}
         self._open_loaders: dict[str, BatchLoader] = {}
         self._resume: dict[str, Any] | None = None
@@ -146,13 +149,21 @@ class ImageDataModule(LightningDataModule):
         Raises:
             InputError: the training part is smaller than one batch of all processes together.
         """
-        # Trainer(overfit_batches=...) means the same few batches in each epoch.
-        overfit = self.trainer is not None and getattr(self.trainer, "overfit_batches", 0) > 0
-        loader = self._loader("train", shuffle=not overfit, drop_last=True, augment=self.augment and not overfit)
+        loader = self._loader("train", shuffle=not self._overfits, drop_last=True, augment=self.augments)
         if self._resume is not None:
             loader.load_state_dict(self._resume)
             self._resume = None
         return loader
+
+    @property
+    def augments(self) -> bool:
+        """Whether training images are augmented."""
+        return self.augment and not self._overfits
+
+    @property
+    def _overfits(self) -> bool:
+        # Trainer(overfit_batches=...) means the same few batches in each epoch.
+        return self.trainer is not None and getattr(self.trainer, "overfit_batches", 0) > 0
 
     def val_dataloader(self) -> BatchLoader | list[Any]:
         """Each validation image once, in a fixed order; an empty list if there is no validation part."""
@@ -221,6 +232,7 @@ class ImageDataModule(LightningDataModule):
         """Crop, flip and normalise on the batch's device; anything but a `RawBatch` passes untouched."""
         if not isinstance(batch, RawBatch):
             return batch
+        self.positions = batch.positions
         images, targets = finish_batch(batch, self.padding, self.mean, self.std)
         if self.trainer is not None and hasattr(self.trainer, "precision_plugin"):
             # Lightning converts a batch before the transfer, when it is still 8-bit; true half and double precision
@@ -271,12 +283,14 @@ class ImageDataModule(LightningDataModule):
         predict: bool = False,
     ) -> BatchLoader:
         part = self._required_part(name, "test" if name == "test" else "fit")
-        world_size = self.trainer.world_size if self.trainer is not None else 1
-        rank = self.trainer.global_rank if self.trainer is not None else 0
         sampler = GlobalBatchSampler(
-            len(part.indices), self.batch_size, world_size, rank, shuffle, drop_last, self.seed, part=name
+            len(part.indices), self.batch_size, *self._processes(), shuffle, drop_last, self.seed, part=name
         )
         targets = torch.arange(len(part.indices)) if predict else part.source.labels[part.indices]
-        loader = part.source.loader(part.indices, targets, sampler, augment, self.seed)
+        loader = part.source.loader(part.indices, targets, sampler, augment, self.seed, self.augmentation_cycle)
         self._open_loaders[name] = loader
         return loader
+
+    def _processes(self) -> tuple[int, int]:
+        """How many there are, and which of them this is."""
+        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)

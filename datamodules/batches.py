@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from datamodules.augmentation import crop_and_flip, normalize
@@ -18,6 +20,7 @@ class RawBatch(NamedTuple):
         offsets: Shape (N, 2), int64: offsets for `crop_and_flip`; None for no crop.
         flips: Shape (N,), bool: flips for `crop_and_flip`; None for no crop.
         color_shift: Shape (N, C), float32: added to the image scaled to [0, 1]; None for no shift.
+        positions: Shape (N,), int64: the images' places in their part of the data set; an array, which no device wants.
     """
 
     images: Tensor
@@ -25,6 +28,7 @@ class RawBatch(NamedTuple):
     offsets: Tensor | None = None
     flips: Tensor | None = None
     color_shift: Tensor | None = None
+    positions: NDArray[np.int64] | None = None
 
 
 def finish_batch(batch: RawBatch, padding: int, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:

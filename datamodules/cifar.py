@@ -135,7 +135,7 @@ class CIFAR10DataModule(_CIFARDataModule):
         batch_size: Images per batch on each process.
         val_split: Size of the validation part, taken from the training images: a number of images or a fraction.
         download: Fetch and unpack the archive into `data_dir` if it is not there.
-        **common: `split_seed`, `augment`, `seed` and `limit_train` of the base class.
+        **common: `split_seed`, `augment`, `seed`, `limit_train`, `augmentation_cycle` of the base class.
 
     Raises:
         InputError: an argument is out of its range, or files are missing without `download`.
@@ -165,7 +165,7 @@ class CIFAR100DataModule(_CIFARDataModule):
         batch_size: Images per batch on each process.
         val_split: Size of the validation part, taken from the training images: a number of images or a fraction.
         download: Fetch and unpack the archive into `data_dir` if it is not there.
-        **common: `split_seed`, `augment`, `seed` and `limit_train` of the base class.
+        **common: `split_seed`, `augment`, `seed`, `limit_train`, `augmentation_cycle` of the base class.
 
     Raises:
         InputError: an argument is out of its range, or files are missing without `download`.

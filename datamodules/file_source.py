@@ -1,5 +1,6 @@
 """A set of images that are read from their files batch by batch."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from datamodules.augmentation import pca_lighting
 from datamodules.batches import RawBatch
 from datamodules.image_files import read_image
 from datamodules.loader import BatchLoader
-from datamodules.randomness import random_for
+from datamodules.randomness import augmentation_epoch, random_for
 from datamodules.sampler import GlobalBatchSampler
 from datamodules.sources import ImageSource
 
@@ -50,10 +51,24 @@ class FileSource(ImageSource):
         self._paths = np.array([os.fsencode(path) for path in paths])
 
     def loader(
-        self, indices: Tensor, targets: Tensor, sampler: GlobalBatchSampler, augment: bool, seed: int
+        self,
+        indices: Tensor,
+        targets: Tensor,
+        sampler: GlobalBatchSampler,
+        augment: bool,
+        seed: int,
+        cycle: int | None = None,
     ) -> "FileLoader":
         """A loader over the images `indices` (M,) that gives `targets` (M,) with them."""
-        return FileLoader(self, indices, targets, sampler, augment, seed)
+        return FileLoader(self, indices, targets, sampler, augment, seed, cycle)
+
+    def fingerprint(self, indices: Tensor, augment: bool) -> str:
+        """A hash of the files' paths, sizes and times, of the image size, and of the lighting."""
+        digest = hashlib.sha256(repr((self.image_size, self.lighting if augment else None)).encode())
+        for index in indices.tolist():
+            status = (self.root / self.name(index)).stat()
+            digest.update(f"{self.name(index)}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+        return digest.hexdigest()
 
     def images(self, indices: Tensor) -> Tensor:
         """The images `indices` (n,) as in evaluation, shape (n, 3, image_size, image_size), uint8."""
@@ -91,6 +106,7 @@ class FileLoader(BatchLoader):
         sampler: Yields positions in the part, 0..M - 1.
         augment: Augment as in training.
         seed: Seed of the augmentation.
+        cycle: Number of epochs after which the augmentation repeats; None for never.
     """
 
     def __init__(
@@ -101,9 +117,10 @@ class FileLoader(BatchLoader):
         sampler: GlobalBatchSampler,
         augment: bool,
         seed: int,
+        cycle: int | None = None,
     ) -> None:
         super().__init__(sampler)
-        self._requests = _Requests(sampler)
+        self._requests = _Requests(sampler, cycle)
         self._batches = _Batches(source, indices, targets, augment, seed)
         self._workers: DataLoader[Any] | None = None
 
@@ -155,8 +172,8 @@ class _Requests:
     process shuts down keeps it from ending.
     """
 
-    def __init__(self, sampler: GlobalBatchSampler) -> None:
-        self.sampler, self.start = sampler, 0
+    def __init__(self, sampler: GlobalBatchSampler, cycle: int | None) -> None:
+        self.sampler, self.cycle, self.start = sampler, cycle, 0
 
     def __len__(self) -> int:
         return len(self.sampler) - self.start
@@ -164,7 +181,7 @@ class _Requests:
     def __iter__(self) -> Iterator[tuple[int, list[int]]]:
         for number, positions in enumerate(self.sampler):
             if number >= self.start:
-                yield self.sampler.epoch, positions.tolist()
+                yield augmentation_epoch(self.sampler.epoch, self.cycle), positions.tolist()
 
 
 class _Batches(Dataset[RawBatch | str]):
@@ -179,12 +196,12 @@ class _Batches(Dataset[RawBatch | str]):
         indices, targets = self.indices[positions], self.targets[positions]
         try:
             if not self.augment:
-                return RawBatch(self.source.images(indices), targets)
+                return RawBatch(self.source.images(indices), targets, positions=np.array(positions))
             pairs = [self.source.read_augmented(index, self.seed, epoch) for index in indices.tolist()]
         except InputError as error:
             return str(error)
         images, shifts = (torch.stack(tensors) for tensors in zip(*pairs, strict=True))
-        return RawBatch(images, targets, color_shift=shifts)
+        return RawBatch(images, targets, color_shift=shifts, positions=np.array(positions))
 
 
 def _unchanged(batch: Any) -> Any:

@@ -42,7 +42,7 @@ class ImageFolderDataModule(ImageDataModule):
             `in_memory`.
         lighting: Standard deviation of the PCA lighting's draws; 0 for none. Not used with `in_memory`.
         normalization: Data set whose mean and standard deviation normalise the images.
-        **common: `split_seed`, `augment`, `seed` and `limit_train` of the base class.
+        **common: `split_seed`, `augment`, `seed`, `limit_train`, `augmentation_cycle` of the base class.
 
     Raises:
         InputError: an argument is out of its range, or there is no data_dir/train with class folders.

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from datamodules.batches import RawBatch
-from datamodules.randomness import epoch_crops_and_flips
+from datamodules.randomness import augmentation_epoch, epoch_crops_and_flips
 from datamodules.sampler import GlobalBatchSampler
 
 
@@ -75,6 +75,7 @@ class TensorLoader(BatchLoader):
         padding: Padding of the random crop in pixels; None for no augmentation.
         flip: Mirror images at random; only with `padding`.
         seed: Seed of the augmentation.
+        cycle: Number of epochs after which the augmentation repeats; None for never.
     """
 
     def __init__(
@@ -86,16 +87,18 @@ class TensorLoader(BatchLoader):
         padding: int | None = None,
         flip: bool = False,
         seed: int = 0,
+        cycle: int | None = None,
     ) -> None:
         super().__init__(sampler)
         self.images, self.targets, self.indices = images, targets, indices
-        self.padding, self.flip, self.seed = padding, flip, seed
+        self.padding, self.flip, self.seed, self.cycle = padding, flip, seed, cycle
 
     def batches(self, epoch: int, start: int) -> Iterator[RawBatch]:
         """The batches of `epoch` from number `start` on."""
         draws = None
         if self.padding is not None:
-            draws = epoch_crops_and_flips(len(self.images), self.padding, self.flip, self.seed, epoch)
+            variant = augmentation_epoch(epoch, self.cycle)
+            draws = epoch_crops_and_flips(len(self.images), self.padding, self.flip, self.seed, variant)
         for number, positions in enumerate(self.sampler):
             if number < start:
                 continue
@@ -103,6 +106,6 @@ class TensorLoader(BatchLoader):
             # index_select copies whole images; indexing with brackets is ten times slower here.
             images, targets = self.images.index_select(0, indices), self.targets[positions]
             if draws is None:
-                yield RawBatch(images, targets)
+                yield RawBatch(images, targets, positions=positions.numpy())
             else:
-                yield RawBatch(images, targets, draws[0][indices], draws[1][indices])
+                yield RawBatch(images, targets, draws[0][indices], draws[1][indices], positions=positions.numpy())

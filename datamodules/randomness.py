@@ -30,6 +30,11 @@ def epoch_order(num_images: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(num_images, generator=generator_for("order", seed, epoch))
 
 
+def augmentation_epoch(epoch: int, cycle: int | None) -> int:
+    """The epoch whose augmentation `epoch` has, where augmentation repeats after `cycle` epochs; None: its own."""
+    return epoch if cycle is None else epoch % cycle
+
+
 def epoch_crops_and_flips(num_images: int, padding: int, flip: bool, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
     """Draw crop offsets and flips of every image of a set for one epoch.
 

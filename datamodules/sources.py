@@ -1,10 +1,12 @@
 """Where images come from: a set of labelled images that can make loaders over parts of itself."""
 
+import hashlib
 from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
 
+from bnfree.errors import InputError
 from datamodules.loader import BatchLoader, TensorLoader
 from datamodules.sampler import GlobalBatchSampler
 
@@ -20,13 +22,30 @@ class ImageSource(ABC):
 
     @abstractmethod
     def loader(
-        self, indices: Tensor, targets: Tensor, sampler: GlobalBatchSampler, augment: bool, seed: int
+        self,
+        indices: Tensor,
+        targets: Tensor,
+        sampler: GlobalBatchSampler,
+        augment: bool,
+        seed: int,
+        cycle: int | None = None,
     ) -> BatchLoader:
-        """A loader over the images `indices` (M,) that gives `targets` (M,) with them."""
+        """A loader over the images `indices` (M,) that gives `targets` (M,) with them.
+
+        Its augmentation repeats after `cycle` epochs, if that is given.
+        """
 
     @abstractmethod
     def images(self, indices: Tensor) -> Tensor:
         """The images `indices` (n,) without augmentation, shape (n, C, H, W), uint8."""
+
+    def fingerprint(self, indices: Tensor, augment: bool) -> str:
+        """A hash that changes when the images `indices`, or the kind of their augmentation, do.
+
+        Raises:
+            InputError: this source has none.
+        """
+        raise InputError(f"{type(self).__name__} has no fingerprint, which what is stored about its images needs.")
 
     @abstractmethod
     def name(self, index: int) -> str:
@@ -49,15 +68,28 @@ class TensorSource(ImageSource):
         self.padding, self.flip, self._names = padding, flip, names
 
     def loader(
-        self, indices: Tensor, targets: Tensor, sampler: GlobalBatchSampler, augment: bool, seed: int
+        self,
+        indices: Tensor,
+        targets: Tensor,
+        sampler: GlobalBatchSampler,
+        augment: bool,
+        seed: int,
+        cycle: int | None = None,
     ) -> TensorLoader:
         """A loader over the images `indices` (M,), with the random crop and flip if `augment`."""
         padding = self.padding if augment else None
-        return TensorLoader(self._images, targets, indices, sampler, padding, self.flip, seed)
+        return TensorLoader(self._images, targets, indices, sampler, padding, self.flip, seed, cycle)
 
     def images(self, indices: Tensor) -> Tensor:
         """The images `indices` (n,), shape (n, C, H, W), uint8."""
         return self._images.index_select(0, indices)
+
+    def fingerprint(self, indices: Tensor, augment: bool) -> str:
+        """A hash of the pixels, and of the crop and the flip."""
+        digest = hashlib.sha256(repr((self.padding, self.flip) if augment else None).encode())
+        for chunk in indices.split(4096):
+            digest.update(self._images.index_select(0, chunk).numpy().tobytes())
+        return digest.hexdigest()
 
     def name(self, index: int) -> str:
         """The image's own name, or the prefix and its five-digit place."""

@@ -16,6 +16,7 @@ from bnfree.distillation import distillation_loss, mean_probabilities
 from bnfree.errors import InputError
 from lightning_modules.image_classifier import ImageClassifier
 from lightning_modules.teacher import Teacher
+from lightning_modules.teacher_logits import TeacherLogits
 
 # On so many validation images a teacher's accuracy is known to about one point.
 IMAGES_TO_TEST_ON = 1000
@@ -34,16 +35,23 @@ class DistilledClassifier(ImageClassifier):
     and of its dtype otherwise. They are loaded for training only and no part of any checkpoint. Before the first step
     the accuracy of each on up to 1,000 validation images is printed, so that a wrong teacher is seen at once.
 
+    With `logits_cache` the teachers' logits for the training images are computed once and read from files afterwards,
+    in this run and in others with the same teachers, images and augmentation (the idea of FKD, Shen and Xing, arXiv
+    2112.01528). It needs images that come again: `data.augmentation_cycle`, or no augmentation. The first epoch of each
+    variant costs one pass of the teachers, later ones nothing; once all files are there the teachers leave memory.
+    Logits are those of the data module's images: a callback that changes images on their way makes them wrong.
+
     Args:
         backbone: network from images (N, C, H, W) to logits (N, num_classes), such as `ReActNet18`.
         teacher: one teacher or a list of them. In Python a network with its weights in it can stand for a teacher.
         temperature: T; above 1, the teachers' smaller probabilities weigh more.
         hard_label_weight: w, from 0 (the teachers alone) to 1 (the labels alone).
+        logits_cache: folder for the teachers' logits; None: the teachers answer anew in every step.
         options: what `ImageClassifier` takes.
 
     Raises:
         InputError: a value out of range, or no teacher; at the start of a run also a teacher that cannot be loaded or
-            does not fit the data.
+            does not fit the data, and a `logits_cache` of other teachers, images or augmentation.
     """
 
     def __init__(
@@ -52,6 +60,7 @@ class DistilledClassifier(ImageClassifier):
         teacher: Teacher | list[Teacher],
         temperature: float = 1.0,
         hard_label_weight: float = 0.0,
+        logits_cache: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__(backbone, **options)
@@ -72,6 +81,7 @@ class DistilledClassifier(ImageClassifier):
         self.teachers = [one if isinstance(one, Teacher) else Teacher(network=one) for one in given]
         self.temperature, self.hard_label_weight = temperature, hard_label_weight
         self.soft_losses = MeanMetric()
+        self.logits_cache = None if logits_cache is None else TeacherLogits(logits_cache)
 
     def setup(self, stage: str) -> None:
         """Checks as `ImageClassifier`; loads the teachers for a fit."""
@@ -80,6 +90,8 @@ class DistilledClassifier(ImageClassifier):
             shape = getattr(getattr(self.trainer, "datamodule", None), "image_shape", None)
             for teacher in self.teachers:
                 teacher.load(self._num_classes(), shape)
+            if self.logits_cache is not None:
+                self.logits_cache.prepare(self, self.teachers)
 
     def on_fit_start(self) -> None:
         """Moves the teachers to the student's device and dtype."""
@@ -93,15 +105,36 @@ class DistilledClassifier(ImageClassifier):
             with isolate_rng(include_cuda=False), torch.no_grad(), self.trainer.precision_plugin.forward_context():
                 self._test_teachers()
         super().on_train_start()
+        # An epoch that is resumed in its middle has no other start.
+        self.on_train_epoch_start()
+
+    def on_train_epoch_start(self) -> None:
+        """Opens the cached logits of the epoch's images."""
+        if self.logits_cache is None:
+            return
+        self.logits_cache.select(self, self.teachers)
+        if self.logits_cache.complete:
+            self._release_teachers()
 
     def teardown(self, stage: str) -> None:
         """Lets go of the teachers."""
+        self._release_teachers()
+        if self.logits_cache is not None:
+            self.logits_cache.release()
+
+    def _release_teachers(self) -> None:
         for teacher in self.teachers:
             teacher.release()
 
+    def _teacher_logits(self, images: Tensor) -> list[Tensor]:
+        if self.logits_cache is None:
+            return [teacher(images) for teacher in self.teachers]
+        rows = self.logits_cache.rows(cast(Any, self.trainer).datamodule.positions)
+        return [logits.to(images.device, non_blocking=True) for logits in rows]
+
     def training_loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of the class's description, of shape (), for logits (N, num_classes) of images (N, C, H, W)."""
-        probabilities = mean_probabilities([teacher(images) for teacher in self.teachers], self.temperature)
+        probabilities = mean_probabilities(self._teacher_logits(images), self.temperature)
         soft = distillation_loss(logits, probabilities, self.temperature)
         if self.hard_label_weight == 0:
             return soft
