@@ -35,6 +35,7 @@ actions:
 
 Examples:
   bnfree lottery run configs/digits_lottery.yaml
+  bnfree lottery controls runs/digits_lottery
   bnfree lottery report runs/digits_lottery
 
 Help on an action: bnfree lottery ACTION --help

@@ -19,9 +19,9 @@ from lightning_modules.command.lottery.level_results import (
     level_name,
     read_level,
     seed_name,
+    sentence,
 )
 from lightning_modules.command.lottery.level_training import STEP1, Level, level_directory, train_level
-from lightning_modules.command.lottery.levels import sentence
 from lightning_modules.command.lottery.planning import LotteryRun
 from lightning_modules.command.lottery.pruning import carried_ticket
 from lightning_modules.command.lottery.report.command import run as report
@@ -57,11 +57,13 @@ def train_controls(lottery: LotteryRun, places: list[tuple[int, int]], kinds: tu
     Args:
         lottery: the run.
         places: seeds and levels that are to be checked; their tickets have been trained.
-        kinds: the controls.
+        kinds: the controls; none: nothing happens.
 
     Raises:
         InputError: what `bnfree fit` raises, or files of the run that are gone.
     """
+    if not kinds:
+        return
     say(f"{len(places) * len(kinds)} trainings: {'; '.join(NAMES[kind] for kind in kinds)}.")
     for seed, level in places:
         for kind in kinds:

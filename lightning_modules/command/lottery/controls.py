@@ -143,6 +143,30 @@ def parse_kinds(text: str) -> tuple[str, ...]:
     return tuple(kind for kind in CONTROLS if kind in named)
 
 
+def take_kinds(arguments: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+    """Takes `--controls LIST` from the command line of `bnfree lottery run`.
+
+    Returns:
+        The controls, none without the option, and what is left.
+
+    Raises:
+        InputError: the option has no value, or a control that is not known.
+    """
+    kinds: tuple[str, ...] = ()
+    rest: list[str] = []
+    remaining = iter(arguments)
+    for token in remaining:
+        name, equals, value = token.partition("=")
+        if name != "--controls":
+            rest.append(token)
+            continue
+        value = value if equals else next(remaining, "")
+        if not value or value.startswith("-"):
+            raise InputError("--controls needs a value.")
+        kinds = parse_kinds(value)
+    return kinds, rest
+
+
 def run(arguments: Sequence[str]) -> None:
     """Trains controls, or prints the manual.
 

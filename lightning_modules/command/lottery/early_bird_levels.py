@@ -15,9 +15,9 @@ from callbacks import EarlyBird
 from lightning_modules.command.lock import only_one
 from lightning_modules.command.lottery.checks import arguments_of, is_ticket_callback
 from lightning_modules.command.lottery.early_bird import EarlyBirdArguments
-from lightning_modules.command.lottery.level_results import REWIND, TICKET, LevelResult, read_level, seed_name
+from lightning_modules.command.lottery.level_results import REWIND, TICKET, LevelResult, read_level, seed_name, sentence
 from lightning_modules.command.lottery.level_training import Level, read_rewind_point, train_level
-from lightning_modules.command.lottery.levels import describe, prepare, sentence
+from lightning_modules.command.lottery.levels import describe, prepare
 from lightning_modules.command.lottery.planning import LotteryRun
 from lightning_modules.command.lottery.pruning import rewound
 from lightning_modules.command.lottery.report.command import run as report

@@ -125,3 +125,10 @@ def read_levels(directory: Path) -> list[LevelResult]:
         (result for result in results if result is not None),
         key=lambda result: (order.get(result.kind, len(order)), result.kind, result.seed, result.level),
     )
+
+
+def sentence(result: LevelResult) -> str:
+    """The accuracies of a level in words."""
+    named = (("val/acc", result.val_acc), ("best", result.best_val_acc), ("test/acc", result.test_acc))
+    parts = [f"{name} {value:.4f}" for name, value in named if value is not None]
+    return ", ".join(parts) or f"{result.epochs} epochs"

@@ -10,7 +10,10 @@ from pathlib import Path
 from bnfree.tickets import Ticket, load_ticket, mask_statistics
 from lightning_modules.command.lock import only_one
 from lightning_modules.command.lottery.arguments import parse
-from lightning_modules.command.lottery.level_results import TICKET, LevelResult, read_level
+from lightning_modules.command.lottery.control_levels import train_controls
+from lightning_modules.command.lottery.control_table import control_table
+from lightning_modules.command.lottery.controls import take_kinds
+from lightning_modules.command.lottery.level_results import TICKET, LevelResult, read_level, sentence
 from lightning_modules.command.lottery.level_training import Level, level_directory, read_rewind_point, train_level
 from lightning_modules.command.lottery.planning import LotteryRun, plan
 from lightning_modules.command.lottery.pruning import carried_ticket, last_checkpoint, next_ticket
@@ -30,6 +33,7 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         InputError: a mistake in what the user gave; before anything is written, as far as it can be known.
     """
+    kinds, arguments = take_kinds(arguments)
     lottery = prepare(arguments)
     with only_one(lottery.directory):
         if not is_child():
@@ -37,8 +41,12 @@ def run(arguments: Sequence[str]) -> None:
         describe(lottery)
         for seed in lottery.settings.seeds:
             run_seed(lottery, seed)
+        levels = range(1, len(lottery.densities))
+        train_controls(lottery, [(seed, level) for seed in lottery.settings.seeds for level in levels], kinds)
         if not is_child():
             report(["report", str(lottery.directory)])
+            if kinds:
+                print(control_table(lottery.directory))
 
 
 def prepare(arguments: Sequence[str]) -> LotteryRun:
@@ -140,10 +148,3 @@ def _announce(title: str, lottery: LotteryRun) -> Callable[[Ticket | None], None
         say(f"{title}: {total.kept:,} of {total.weights:,} weights kept, mask {ticket.checksum[:12]}.")
 
     return announce
-
-
-def sentence(result: LevelResult) -> str:
-    """The accuracies of a level in words."""
-    named = (("val/acc", result.val_acc), ("best", result.best_val_acc), ("test/acc", result.test_acc))
-    parts = [f"{name} {value:.4f}" for name, value in named if value is not None]
-    return ", ".join(parts) or f"{result.epochs} epochs"

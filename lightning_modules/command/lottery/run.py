@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-HELP = """usage: bnfree lottery run FILE [--run_dir DIR] [--seeds 0,1,2] [--lottery.KEY=VALUE] [options]
+HELP = """usage: bnfree lottery run FILE [--run_dir DIR] [--seeds 0,1,2] [--controls LIST] [options]
 
 Iterative magnitude pruning with rewinding. Level 0 trains the dense network. Each further level prunes what the level
 before has trained, puts the surviving weights back to an early moment, and trains again, with a Trainer of its own in a
@@ -13,6 +13,7 @@ run directory of its own.
   FILE                 YAML file, such as configs/digits_lottery.yaml
   --run_dir DIR        where everything goes (default: runs/<name of the file>)
   --seeds 0,1,2        one run of all levels for each: data order, augmentation and initial weights
+  --controls LIST      such as random_layerwise,reinit: trained after the levels, see bnfree lottery controls --help
   --lottery.KEY=VALUE  a setting of the file's section lottery, such as --lottery.rate=0.5
 
 Any other option is one of `bnfree fit` and holds for every level:
