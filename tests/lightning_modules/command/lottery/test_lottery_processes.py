@@ -27,11 +27,11 @@ def levels_of(directory):
 )
 def test_killed_at_any_moment_it_ends_with_the_same_results(project, settings):
     write_lottery(project, densities=[0.4, 0.2], **settings)
-    options = ["--trainer.max_epochs=8"]
+    options = ["--trainer.max_epochs=4"]
     run(project, "--run_dir=whole", *options)
     moments = random.Random(0)
-    # Epochs that are seen before the kill: in the dense level, in the first one, about its end, and in the second one.
-    for seen in (3, 6, 4, 2):
+    # Epochs that are seen before the kill: in the dense level, in the first one, and in that one or the second.
+    for seen in (2, 3, 2):
         process = start(project, "--run_dir=killed", *options)
         epochs = 0
         for line in process.stdout:
