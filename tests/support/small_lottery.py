@@ -65,12 +65,12 @@ def assert_same(one, other):
         assert torch.equal(one[name], other[name]), name
 
 
-def start(project, *arguments):
+def start(project, *arguments, action=("run", "lottery.yaml")):
     """The command as a process of its own."""
     script = project / "command.py"
     script.write_text("import sys\nfrom lightning_modules.cli import main\nsys.exit(main())\n")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, str(script), "lottery", "run", "lottery.yaml", *arguments],
+        [sys.executable, str(script), "lottery", *action, *arguments],
         cwd=project, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
