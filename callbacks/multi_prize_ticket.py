@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 
@@ -55,7 +56,8 @@ class MultiPrizeTicket(Callback):
     Raises:
         InputError: a value out of range; at the start of a run also a pattern that fits no layer, a density that leaves
             less than one weight for each filter, a network that is pruned already, settings other than those of the
-            checkpoint that is resumed, or parameters split among processes (FSDP, model parallelism, DeepSpeed).
+            checkpoint that is resumed, weight averaging beside it, or parameters split among processes (FSDP, model
+            parallelism, DeepSpeed).
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class MultiPrizeTicket(Callback):
         initial_density: float = 0.5,
         ramp: float = 0.25,
         learned: Learned = "everything",
-        weights: str = "drawn",
+        weights: Literal["drawn", "signed_constant"] = "drawn",
         train_scores: bool = True,
         include: list[str] | None = None,
         exclude: list[str] | None = None,
@@ -96,6 +98,12 @@ class MultiPrizeTicket(Callback):
         if stage != "fit":
             return
         refuse_sharded_parameters(trainer, "MultiPrizeTicket")
+        averages = [type(c).__name__ for c in trainer.callbacks if isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
+        if averages:
+            raise InputError(
+                f"{averages[0]} averages weights over steps, and those of a MultiPrizeTicket never change while its "
+                "masks cannot be averaged; remove one of the two callbacks."
+            )
         network = _network(pl_module)
         layers = prunable_layers(network, self.include, self.exclude)
         check_learned_density({n: layer.weight.shape for n, layer in layers.items()}, self.density, self.scope)

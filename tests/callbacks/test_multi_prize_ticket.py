@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader
@@ -181,6 +181,8 @@ def test_mistakes_are_said(classifier, make_trainer, make_loader, tmp_path):
         fit(density=0.5, include=["head"])
     with pytest.raises(InputError, match="network=Sequential has no BinaryConv2d"):
         fit(classifier(nn.Sequential(nn.Flatten(), nn.Linear(192, 10))), density=0.5)
+    with pytest.raises(InputError, match="EMAWeightAveraging averages weights over steps"):
+        make_trainer(MultiPrizeTicket(density=0.5), EMAWeightAveraging()).fit(classifier(), make_loader())
     pruned = classifier()
     layer = pruned.backbone.body[0][0].convolution
     layer.set_mask(torch.rand(layer.weight.shape) < 0.5)
