@@ -16,21 +16,18 @@ def base_rate(found: Verification) -> str:
     )
 
 
-def warnings(masks: Masks, signature: Signature, found: Verification) -> list[str]:
-    """What is to be said of layers whose base rate is far from one half, with the numbers."""
+def warning(masks: Masks, signature: Signature, found: Verification) -> str:
+    """What is to be said of layers whose base rate is far from one half, with the numbers; empty if there is none."""
     shares = {name: occupancy(masks[name]).double().mean().item() for name in signature.layers if name in masks}
     far = {name: share for name, share in shares.items() if not NEAR_HALF[0] <= share <= NEAR_HALF[1]}
     if not far:
-        return []
+        return ""
     bits = sum(signature.layers[name][2] for name in far)
     low, high = min(far.values()), max(far.values())
     rates = f"{low:.3f}" if low == high else f"{low:.3f} to {high:.3f}"
     full = high > NEAR_HALF[1]
-    effect = "a bit 1 is there by chance" if full else "a bit 0 is there by chance"
-    remedy = "mark sparser layers" if full else "mark denser layers"
-    return [
-        f"Warning: base rate far from one half in {len(far)} of {len(shares)} marked layers ({rates}; {bits} of "
-        f"{found.bits} bits): {effect}, and the",
-        f"         proof rests on the others, which cost the most and which an attacker destroys first; {remedy} "
-        "(--layers) or more bits.",
-    ]
+    return (
+        f"the base rate is far from one half in {len(far)} of {len(shares)} marked layers ({rates}; {bits} of "
+        f"{found.bits} bits): a bit {int(full)} is there by chance, and the proof rests on the others, which cost the "
+        f"most; mark {'sparser' if full else 'denser'} layers (--layers), or more --bits"
+    )

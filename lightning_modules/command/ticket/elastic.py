@@ -85,7 +85,8 @@ def run(arguments: Sequence[str]) -> int:
         target.network.load_state_dict(betas_alone, strict=False)
         ticket = transform(pruned.ticket, target.network, *given)
         betas = f"measured on {len(images)} training images"
-    ticket = carried(ticket, target, options.copy, images)
+    described = options.to is not None or bool(network_options)
+    ticket = carried(ticket, target, options.copy, images, described)
     save_ticket(ticket, output)
     step = ticket.details["elastic"][-1]
     before, after = (mask_statistics(masks).total for masks in (pruned.masks, ticket.masks))

@@ -10,7 +10,7 @@ from bnfree.errors import InputError
 from bnfree.tickets import Masks, Signature, Verification, mask_statistics, occupancy, save_ticket, verify
 from bnfree.tickets.signing import sign_ticket, signature_of
 from lightning_modules.command.ticket.arguments import Parser, check_output
-from lightning_modules.command.ticket.base_rates import base_rate, warnings
+from lightning_modules.command.ticket.base_rates import base_rate, warning
 from lightning_modules.command.ticket.key_files import read_owner_key
 from lightning_modules.command.ticket.pruned_network import read_ticket_file
 from lightning_modules.command.ticket.tables import fields
@@ -67,8 +67,8 @@ def run(arguments: Sequence[str]) -> int:
     print(f"\nWritten: {output}")
     if "ownership" in ticket.details:
         print("Note: the ticket was signed before, and this mark may have damaged the earlier one.")
-    for line in warnings(signed.masks, signature, found):
-        print(line)
+    if doubt := warning(signed.masks, signature, found):
+        print("\n" + fields([("Warning", doubt)]))
     return 0
 
 

@@ -47,7 +47,7 @@ def add_copy(parser: Parser) -> None:
     )
 
 
-def carried(ticket: Ticket, target: ConfiguredNetwork, what: Carried, images: Tensor | None) -> Ticket:
+def carried(ticket: Ticket, target: ConfiguredNetwork, what: Carried, images: Tensor | None, described: bool) -> Ticket:
     """A ticket that starts from what the user wants to take along, and remembers the config of its network.
 
     Args:
@@ -55,12 +55,14 @@ def carried(ticket: Ticket, target: ConfiguredNetwork, what: Carried, images: Te
         target: its network; over fresh weights it is calibrated as the target's config says.
         what: see `bnfree.tickets.carry`.
         images: training images; None: no calibration.
+        described: whether the user has described the network; else the ticket's own config says what it is.
     """
     setting = target.model.get("init_args", {}).get("calibration", "full")
     if what == "mask" and images is not None and setting != "none":
         calibrate_fresh(target.network, ticket.masks, images, full=setting == "full")
     ticket = carry(ticket, target.network, what)
-    return dataclasses.replace(ticket, config={**ticket.config, **target.remembered})
+    configs = (ticket.config, target.remembered) if described else (target.remembered, ticket.config)
+    return dataclasses.replace(ticket, config={**configs[0], **configs[1]})
 
 
 def betas_were_measured(pruned: PrunedNetwork) -> bool:

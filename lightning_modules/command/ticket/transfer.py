@@ -68,7 +68,7 @@ def run(arguments: Sequence[str]) -> int:
         betas = f"measured on {len(images)} training images, with the shifts of the signs"
     elif options.copy == "mask":
         betas = "analytic, those of a fresh network"
-    ticket = carried(ticket, target, options.copy, images)
+    ticket = carried(ticket, target, options.copy, images, described=True)
     save_ticket(ticket, output)
     print(_report(pruned.state_dict, shapes, ticket.details["transfer"][-1]["fresh"]))
     rows = [("ticket", options.ticket), ("carried", COPY[options.copy])]

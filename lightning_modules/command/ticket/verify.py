@@ -9,7 +9,7 @@ from bnfree.tickets import Signature, checksum, commitment, verify
 from bnfree.tickets.keyed import key_digest
 from bnfree.tickets.signing import signature_of
 from lightning_modules.command.ticket.arguments import Parser
-from lightning_modules.command.ticket.base_rates import base_rate, warnings
+from lightning_modules.command.ticket.base_rates import base_rate, warning
 from lightning_modules.command.ticket.key_files import read_owner_key
 from lightning_modules.command.ticket.pruned_network import TicketFile, read_pruned_network, read_ticket_file
 from lightning_modules.command.ticket.tables import fields
@@ -73,8 +73,8 @@ def run(arguments: Sequence[str]) -> int:
     if key_digest(key, "bnfree key id")[:16] != signature.key_id:
         rows.append(("key", "not the one that the signature names"))
     print(fields(rows))
-    for line in warnings(suspect.masks, signature, found):
-        print(line)
+    if doubt := warning(suspect.masks, signature, found):
+        print("\n" + fields([("Warning", doubt)]))
     print(f"\n{'Accepted' if accepted else 'Not accepted'}: p {'<' if accepted else '>='} {options.accept:g}")
     return 0 if accepted else 1
 
