@@ -1,5 +1,6 @@
 """Image files to pixels."""
 
+import io
 import os
 from collections.abc import Callable
 from functools import cache
@@ -52,6 +53,27 @@ def _decode_jpeg(path: str | os.PathLike[str]) -> Tensor | None:
         image = decoder(torch.from_numpy(data))
     except (OSError, RuntimeError):
         return None
+    return _as_rgb(image)
+
+
+def decode_jpeg_bytes(data: Tensor) -> Tensor:
+    """Decode a JPEG file in memory that is known to be whole and in colour.
+
+    Args:
+        data: Its bytes, shape (N,), uint8.
+
+    Returns:
+        Shape (3, H, W), uint8, as a view of (H, W, 3).
+    """
+    decoder = _jpeg_decoder()
+    if decoder is not None:
+        return decoder(data)
+    from PIL import Image
+
+    return torch.from_numpy(np.array(Image.open(io.BytesIO(data.numpy().tobytes())))).permute(2, 0, 1)
+
+
+def _as_rgb(image: Tensor) -> Tensor | None:
     # Four channels are CMYK, whose inverted variants Pillow knows.
     return image.expand(3, -1, -1) if image.shape[0] in (1, 3) else None
 

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from bnfree.errors import InputError
 from datamodules.augmentation import pca_lighting
 from datamodules.batches import RawBatch
-from datamodules.image_files import read_image
+from datamodules.image_files import fit_image, read_image
+from datamodules.image_store import ImageStore
 from datamodules.loader import BatchLoader
 from datamodules.randomness import augmentation_epoch, random_for
 from datamodules.sampler import GlobalBatchSampler
@@ -40,11 +41,20 @@ class FileSource(ImageSource):
         image_size: Height and width of the images, in pixels.
         lighting: Standard deviation of the lighting's draws.
         num_workers: Processes that read files; 0 reads in the process itself.
+        store: Filled with the same files, to read instead of them; None for none.
     """
 
     def __init__(
-        self, root: Path, paths: list[str], labels: Tensor, image_size: int, lighting: float, num_workers: int
+        self,
+        root: Path,
+        paths: list[str],
+        labels: Tensor,
+        image_size: int,
+        lighting: float,
+        num_workers: int,
+        store: ImageStore | None = None,
     ) -> None:
+        self.store = store
         self.labels = labels
         self.root, self.image_size, self.lighting, self.num_workers = root, image_size, lighting, num_workers
         # One array of bytes: a list's reference counts would make each worker copy the whole list, page by page.
@@ -65,6 +75,8 @@ class FileSource(ImageSource):
     def fingerprint(self, indices: Tensor, augment: bool) -> str:
         """A hash of the files' paths, sizes and times, of the image size, and of the lighting."""
         digest = hashlib.sha256(repr((self.image_size, self.lighting if augment else None)).encode())
+        if self.store is not None:
+            digest.update(self.store.kind.encode())
         for index in indices.tolist():
             status = (self.root / self.name(index)).stat()
             digest.update(f"{self.name(index)}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
@@ -84,7 +96,11 @@ class FileSource(ImageSource):
         Raises:
             InputError: the file cannot be decoded.
         """
-        return read_image(self.root / self.name(index), self.image_size, evaluation_resize(self.image_size), random)
+        resize = evaluation_resize(self.image_size)
+        if self.store is not None:
+            image, original = self.store.image(index), self.store.original_size(index)
+            return fit_image(image, self.image_size, resize, random, original)
+        return read_image(self.root / self.name(index), self.image_size, resize, random)
 
     def read_augmented(self, index: int, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
         """One image in one epoch of training: the image (3, S, S) uint8 and its colour shift (3,) float32."""

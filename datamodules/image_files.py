@@ -81,17 +81,55 @@ def read_image(path: str | os.PathLike[str], size: int, resize: int, random: Ran
     Raises:
         InputError: the file cannot be read or decoded.
     """
-    image = decode_image(path)
+    return fit_image(decode_image(path), size, resize, random)
+
+
+def fit_image(
+    image: Tensor, size: int, resize: int, random: Random | None = None, drawn_on: tuple[int, int] | None = None
+) -> Tensor:
+    """Bring an image to a square as `read_image` does.
+
+    Args:
+        image: Shape (3, H, W), uint8.
+        size: As in `read_image`.
+        resize: As in `read_image`.
+        random: As in `read_image`.
+        drawn_on: Height and width of the image that this is a smaller copy of: the crop is drawn as it would be there.
+
+    Returns:
+        Shape (3, size, size), uint8.
+    """
     height, width = image.shape[1:]
     if random is not None:
-        left, top, right, bottom = random_resized_crop_box(height, width, random)
+        full_height, full_width = drawn_on or (height, width)
+        left, top, right, bottom = random_resized_crop_box(full_height, full_width, random)
+        left, top = round(left * width / full_width), round(top * height / full_height)
+        right = max(left + 1, round(right * width / full_width))
+        bottom = max(top + 1, round(bottom * height / full_height))
         return _resize(image[:, top:bottom, left:right], size, size).contiguous()
-    if min(width, height) != resize:
-        shorter = min(width, height)
-        width, height = (max(resize, int(side * resize / shorter)) for side in (width, height))
-        image = _resize(image, height, width)
+    image = resize_shorter_side(image, resize)
+    height, width = image.shape[1:]
     left, top = round((width - size) / 2), round((height - size) / 2)
     return image[:, top : top + size, left : left + size].contiguous()
+
+
+def resize_shorter_side(image: Tensor, resize: int, enlarge: bool = True) -> Tensor:
+    """Resize an image (3, H, W) of 8 bits so that its shorter side has `resize` pixels.
+
+    Args:
+        image: The image.
+        resize: Pixels of the shorter side.
+        enlarge: Also where it has less; false: leave such images as they are.
+
+    Returns:
+        Shape (3, H', W'), uint8.
+    """
+    height, width = image.shape[1:]
+    shorter = min(width, height)
+    if shorter == resize or (shorter < resize and not enlarge):
+        return image
+    width, height = (max(resize, int(side * resize / shorter)) for side in (width, height))
+    return _resize(image, height, width)
 
 
 def _resize(image: Tensor, height: int, width: int) -> Tensor:

@@ -1,0 +1,208 @@
+"""Image files decoded once, kept smaller in one file that is fast to read."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bnfree.errors import InputError
+from datamodules.decoding import decode_image, decode_jpeg_bytes
+from datamodules.image_files import resize_shorter_side
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+Kind = Literal["jpeg256", "raw"]
+FORMAT = 1
+JPEG_QUALITY = 95
+CHUNK = 64
+
+
+class ImageStore:
+    """A set of images with their shorter side reduced to the evaluation's, in one file that is mapped into memory.
+
+    `raw` keeps the pixels, `jpeg256` encodes them as JPEG of quality 95: less space, slower to read. Images that are
+    smaller already keep their size. With `raw` the pixels of an evaluation are those of the files, bit for bit. A crop
+    of training is cut from the smaller image: the same part of the picture to a pixel, with less detail where it is a
+    small one.
+
+    The file lies in `folder` beside an index that is written last, so that what was stopped half-way is not taken for
+    whole; it is made anew when a source file has another name, size or time. Processes that need it at the same time
+    wait for the one that makes it.
+
+    Args:
+        folder: where the files of stores lie; made if it is not there.
+        name: name of the part, such as `train`.
+        kind: `raw` or `jpeg256`.
+        shorter_side: pixels that a larger image's shorter side is reduced to.
+
+    Raises:
+        InputError: the folder cannot be written to, or the disk has too little space.
+    """
+
+    def __init__(self, folder: Path, name: str, kind: Kind, shorter_side: int) -> None:
+        self.folder, self.kind, self.shorter_side = folder, kind, shorter_side
+        self._stem = f"{name}-{kind}-{shorter_side}"
+        self._index: dict[str, NDArray[np.int64]] = {}
+        self._data: NDArray[np.uint8] | None = None
+
+    def fill(self, root: Path, paths: list[str]) -> None:
+        """Opens the store of these files, which is made if there is none or files have changed.
+
+        Args:
+            root: the data folder.
+            paths: paths of the files relative to `root`.
+
+        Raises:
+            InputError: as above, or a file that cannot be decoded.
+        """
+        signature = self._signature(root, paths)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with _lock(self.folder / f".{self._stem}.lock"):
+                if not self._is_of(signature):
+                    self._make(root, paths, signature)
+        except OSError as error:
+            raise InputError(
+                f"cache_dir={str(self.folder)!r} cannot be written to ({error.strerror or error}); give another one."
+            ) from error
+        with np.load(self._path("index.npz")) as index:
+            self._index = {key: index[key] for key in ("offsets", "shapes", "originals")}
+
+    def image(self, index: int) -> Tensor:
+        """An image, shape (3, H, W), uint8, as a view of (H, W, 3); only to be read."""
+        if self._data is None:
+            # Opened by each process itself, on first use.
+            self._data = np.memmap(self._path("data"), np.uint8, mode="c")
+        start, end = self._index["offsets"][index : index + 2]
+        content = torch.from_numpy(self._data[start:end])
+        if self.kind == "jpeg256":
+            return decode_jpeg_bytes(content)
+        height, width = self._index["shapes"][index].tolist()
+        return content.view(height, width, 3).permute(2, 0, 1)
+
+    def original_size(self, index: int) -> tuple[int, int]:
+        """Height and width of the image in its file."""
+        height, width = self._index["originals"][index].tolist()
+        return height, width
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the mapped file, which would be sent as a whole."""
+        return {**self.__dict__, "_data": None}
+
+    def _path(self, suffix: str) -> Path:
+        return self.folder / f"{self._stem}.{suffix}"
+
+    def _signature(self, root: Path, paths: list[str]) -> str:
+        digest = hashlib.sha256(f"{FORMAT} {self.kind} {JPEG_QUALITY} {self.shorter_side}".encode())
+
+        def status(path: str) -> str:
+            found = (root / path).stat()
+            return f"{path}\0{found.st_size}\0{found.st_mtime_ns}\0"
+
+        try:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                for text in pool.map(status, paths, chunksize=1024):
+                    digest.update(os.fsencode(text))
+        except OSError as error:
+            raise InputError(f"{error.filename} cannot be read ({error.strerror}): replace or remove it.") from error
+        return digest.hexdigest()
+
+    def _is_of(self, signature: str) -> bool:
+        try:
+            with np.load(self._path("index.npz")) as index:
+                description = json.loads(str(index["description"]))
+            return bool(description == {"signature": signature, "bytes": self._path("data").stat().st_size})
+        except (OSError, ValueError, KeyError, EOFError):
+            return False
+
+    def _make(self, root: Path, paths: list[str], signature: str) -> None:
+        from tqdm import tqdm  # type: ignore[import-untyped]
+
+        start = time.monotonic()
+        rank_zero_info(f"Making {self._path('data')} of {len(paths):,} images.")
+        # Gone first, so that it never describes another file.
+        self._path("index.npz").unlink(missing_ok=True)
+        unfinished = self._path("unfinished")
+        encode: Callable[[Tensor], bytes] = _encode_jpeg if self.kind == "jpeg256" else _pixels
+        offsets, shapes, originals = [0], [], []
+
+        def convert(path: str) -> tuple[bytes, torch.Size, torch.Size]:
+            original = decode_image(root / path)
+            image = resize_shorter_side(original, self.shorter_side, enlarge=False)
+            return encode(image), image.shape[1:], original.shape[1:]
+
+        try:
+            with (
+                unfinished.open("wb") as file,
+                ThreadPoolExecutor(os.cpu_count()) as pool,
+                # Shown on a terminal only.
+                tqdm(total=len(paths), desc=f"cache {self._stem}", unit="images", leave=False, disable=None) as bar,
+            ):
+                for first in range(0, len(paths), CHUNK):
+                    for content, shape, original in pool.map(convert, paths[first : first + CHUNK]):
+                        file.write(content)
+                        offsets.append(offsets[-1] + len(content))
+                        shapes.append(shape)
+                        originals.append(original)
+                    bar.update(len(shapes) - first)
+                    if first == 0:
+                        self._check_space(offsets[-1] / len(shapes) * len(paths))
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
+        unfinished.replace(self._path("data"))
+        index = self._path("index.unfinished.npz")
+        description = json.dumps({"signature": signature, "bytes": offsets[-1]})
+        numbers = {"offsets": np.array(offsets), "shapes": np.array(shapes), "originals": np.array(originals)}
+        np.savez(index, description=np.array(description), **numbers)
+        index.replace(self._path("index.npz"))
+        rank_zero_info(f"Made it in {time.monotonic() - start:.0f} s: {offsets[-1] / 2**20:,.1f} MiB.")
+
+    def _check_space(self, needed: float) -> None:
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise InputError(
+                f"cache={self.kind!r} needs about {needed / 2**30:.1f} GiB in cache_dir={str(self.folder)!r}, where "
+                f"{free / 2**30:.1f} GiB are free: give another cache_dir, or cache 'jpeg256' or 'none'."
+            )
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Waits until no other process holds the file; the lock ends with the process, however it ends."""
+    with path.open("w") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _pixels(image: Tensor) -> bytes:
+    return image.permute(1, 2, 0).contiguous().numpy().tobytes()
+
+
+def _encode_jpeg(image: Tensor) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue()
