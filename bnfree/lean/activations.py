@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bnfree.lean.blocks import Planes, put
+from bnfree.lean.blocks import Planes, put, slot
 from bnfree.lean.refusal import once
 
 
@@ -22,15 +22,16 @@ def rprelu(x: Tensor, shift_in: Tensor, slope: Tensor, shift_out: Tensor) -> tup
     return t, F.prelu(t, slope.view(-1)).add_(shift_out)
 
 
-def rprelu_gradients(t: Tensor, gradient: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient of x, and the sums (3, C) of those of shift_in, slope and shift_out."""
+def rprelu_gradients(t: Tensor, gradient: Tensor, slope: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Gradient of x, in `memory` if given, and the sums (3, C) of those of shift_in, slope and shift_out."""
     positive = torch.ops.aten.threshold_backward(gradient, t, 0)
     negative = gradient - positive
     wide = sum_dtype(t.dtype)
     above, below = channel_sum(positive, wide), channel_sum(negative, wide)
     of_slope = channel_sum(t.mul_(negative), wide)
     sums = torch.stack([above + slope.view(-1) * below, of_slope, above + below])
-    return negative.mul_(slope).add_(positive), sums
+    negative.mul_(slope)
+    return negative.add_(positive) if memory is None else torch.add(negative, positive, out=memory), sums
 
 
 def presign(x: Tensor, shift: Tensor, beta: Tensor | None) -> Tensor:
@@ -39,9 +40,10 @@ def presign(x: Tensor, shift: Tensor, beta: Tensor | None) -> Tensor:
     return x.to(wide) + shift if beta is None else (x.to(wide) * beta).add_(shift)
 
 
-def signs(v: Tensor, magnitude: float = 1.0) -> Tensor:
-    """+magnitude where v >= 0, else -magnitude, in the memory of `v`."""
-    return v.ge_(0).mul_(2 * magnitude).sub_(magnitude)
+def signs(v: Tensor, magnitude: float = 1.0, memory: Tensor | None = None) -> Tensor:
+    """+magnitude where v >= 0, else -magnitude, in `memory` or that of `v`, which is used up."""
+    v.ge_(0).mul_(2 * magnitude)
+    return v.sub_(magnitude) if memory is None else torch.sub(v, magnitude, out=memory)
 
 
 def channel_sum(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -87,8 +89,9 @@ class LeanRPReLU(torch.autograd.Function):
             sums = []
             for block in planes.blocks:
                 t = source[:, block] + shifts[:, block]
-                of_x, block_sums = rprelu_gradients(t, incoming[:, block], slopes[:, block])
-                target = put(target, block, of_x)
+                memory = slot(target, block, t.dtype)
+                of_x, block_sums = rprelu_gradients(t, incoming[:, block], slopes[:, block], memory)
+                target = put(target, block, of_x, memory=memory)
                 sums.append(block_sums)
             assert target is not None
             of_parameters = planes.channel_sums(sums).to(slope.dtype)
@@ -106,8 +109,9 @@ class LeanRSign(torch.autograd.Function):
         assert shifts is not None
         source, target = planes.view(x), planes.empty(x)
         for block in planes.blocks:
-            s = signs(presign(source[:, block], shifts[:, block], beta)).to(x.dtype)
-            target = put(target, block, s)
+            v = presign(source[:, block], shifts[:, block], beta)
+            memory = slot(target, block, v.dtype)
+            target = put(target, block, signs(v, memory=memory), x.dtype, memory)
         assert target is not None
         return target.view(x.shape)
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 # Elements of a block for each thread: half a megabyte in float32.
 BLOCK = 1 << 17
+# A tensor of fewer blocks is not cut: it stays in the last-level cache, and calls of operators cost time too.
+FEWEST_BLOCKS = 4
 
 WHOLE = [slice(None)]
 
@@ -19,7 +21,7 @@ WHOLE = [slice(None)]
 def row_blocks(rows: int, row_size: int, device: torch.device) -> list[slice]:
     """Cuts `rows` rows of `row_size` elements into blocks."""
     block = BLOCK * torch.get_num_threads() if device.type == "cpu" and not torch.compiler.is_compiling() else 0
-    if rows * row_size <= block or block == 0 or rows == 0:
+    if rows * row_size <= FEWEST_BLOCKS * block or block == 0 or rows == 0:
         return WHOLE
     step = max(1, block // row_size)
     return [slice(start, start + step) for start in range(0, rows, step)]
@@ -66,7 +68,13 @@ class Planes:
         return total if self.whole else total.view(len(total), self.images, -1).sum(1)
 
 
-def put(target: Tensor | None, block: slice, value: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def put(
+    target: Tensor | None,
+    block: slice,
+    value: Tensor,
+    dtype: torch.dtype | None = None,
+    memory: Tensor | None = None,
+) -> Tensor:
     """Writes a block's result into `target`, a view as of `Planes.view`, and gives the target; None: the result.
 
     Args:
@@ -74,8 +82,15 @@ def put(target: Tensor | None, block: slice, value: Tensor, dtype: torch.dtype |
         block: which one.
         value: its result.
         dtype: of the result if there is no target.
+        memory: the `slot` that an operator was given; if `value` is it, nothing is left to do.
     """
     if target is None:
         return value if dtype is None else value.to(dtype)
-    target[:, block].copy_(value)
+    if value is not memory:
+        target[:, block].copy_(value)
     return target
+
+
+def slot(target: Tensor | None, block: slice, dtype: torch.dtype) -> Tensor | None:
+    """Where an operator may write a block's result itself: its part of `target`, if that is of the dtype."""
+    return None if target is None or target.dtype != dtype else target[:, block]

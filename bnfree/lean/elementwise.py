@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bnfree.lean.activations import channel_sum, presign, rprelu, rprelu_gradients, signs, sum_dtype
-from bnfree.lean.blocks import Planes, put
+from bnfree.lean.blocks import Planes, put, slot
 from bnfree.lean.geometry import Geometry
 from bnfree.lean.weights import WeightRule
 
@@ -79,7 +79,11 @@ def enter(
         if parameters[0] is not None:
             _, x = rprelu(x, *(p[:, block] for p in parameters if p is not None))
         v = presign(x, shift[:, block], entry.beta)
-        s = put(s, block, v.ge_(0).mul_(2) if dtype == torch.uint8 else signs(v, magnitude), dtype)
+        if dtype == torch.uint8:
+            s = put(s, block, v.ge_(0).mul_(2), dtype)
+        else:
+            memory = slot(s, block, v.dtype)
+            s = put(s, block, signs(v, magnitude, memory), dtype, memory)
         if with_shortcut:
             if rule.pool:
                 x = _pool(x if entry.beta is None else x * entry.beta.to(x.dtype))
@@ -126,6 +130,7 @@ def leave(
     sums = []
     beta = entry.beta
     for block in planes.blocks:
+        memory = None
         t = x = source[:, block]
         if parameters[0] is not None:
             t, x = rprelu(x, *(p[:, block] for p in parameters if p is not None))
@@ -140,10 +145,11 @@ def leave(
                 back = back if beta is None else back.mul_(beta.to(back.dtype))
             of_x.add_(back)
         if parameters[1] is not None:
-            of_x, of_rprelu = rprelu_gradients(t, of_x, parameters[1][:, block])
+            memory = slot(target, block, of_x.dtype)
+            of_x, of_rprelu = rprelu_gradients(t, of_x, parameters[1][:, block], memory)
             of_shift = torch.cat([of_rprelu, of_shift])
         sums.append(of_shift)
-        target = put(target, block, of_x)
+        target = put(target, block, of_x, memory=memory)
     assert target is not None
     totals: list[Tensor | None] = list(planes.channel_sums(sums).to(entry.shift.dtype).unbind())
     return target.view(u.shape), [*[None] * (4 - len(totals)), *totals]

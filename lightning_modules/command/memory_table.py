@@ -36,22 +36,20 @@ def memory_report(network: nn.Module, name: str, image_shape: tuple[int, ...], a
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise InputError(f"image_shape={image_shape} does not go through {name} ({reason}).") from error
-    rows = {layer: ((size - two.get(layer, 0)) / 2, 2 * two.get(layer, 0) - size) for layer, size in four.items()}
+    rows = {layer: ((size - two.get(layer, 0)) / 2, 2.0 * two.get(layer, 0) - size) for layer, size in four.items()}
+    per_image, fixed = (sum(row[column] for row in rows.values()) for column in (0, 1))
     if as_json:
-        layers = [
-            {"layer": layer, "bytes_per_image": image, "bytes_fixed": fixed} for layer, (image, fixed) in rows.items()
-        ]
-        totals = {key: sum(row[key] for row in layers) for key in ("bytes_per_image", "bytes_fixed")}
-        return json.dumps(
-            {"network": name, "image_shape": list(image_shape), "totals": totals, "layers": layers}, indent=2
-        )
+        layers = [{"layer": layer, "bytes_per_image": row[0], "bytes_fixed": row[1]} for layer, row in rows.items()]
+        totals = {"bytes_per_image": per_image, "bytes_fixed": fixed}
+        report = {"network": name, "image_shape": list(image_shape), "totals": totals, "layers": layers}
+        return json.dumps(report, indent=2)
     heading = f"{name}, images {'x'.join(map(str, image_shape))}: kept between forward and backward pass, in MiB"
-    lines = [("layer", "an image", "any batch"), *((n, _mib(image), _mib(fixed)) for n, (image, fixed) in rows.items())]
-    lines.append(("total", *(_mib(sum(row[i] for row in rows.values())) for i in (0, 1))))
-    width = max(len(line[0]) for line in lines)
-    table = [f"{layer:<{width}}  {image:>9}  {fixed:>9}" for layer, image, fixed in lines]
-    rule = "-" * len(table[0])
-    return "\n".join([heading, "", table[0], rule, *table[1:-1], rule, table[-1]])
+    width = max(len(layer) for layer in rows)
+    lines = [f"{'layer':<{width}}  {'an image':>9}  {'any batch':>9}"]
+    lines += [f"{layer:<{width}}  {_mib(row[0]):>9}  {_mib(row[1]):>9}" for layer, row in rows.items()]
+    rule = "-" * len(lines[0])
+    total = f"{'total':<{width}}  {_mib(per_image):>9}  {_mib(fixed):>9}"
+    return "\n".join([heading, "", lines[0], rule, *lines[1:], rule, total])
 
 
 def _mib(size: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
+from unittest import mock
 
 import pytest
 import torch
@@ -70,6 +71,7 @@ def block_size(request, monkeypatch):
     """Also with blocks so small that every tensor is cut."""
     if request.param:
         monkeypatch.setattr(blocks, "BLOCK", request.param)
+        monkeypatch.setattr(blocks, "FEWEST_BLOCKS", 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -125,11 +127,11 @@ def test_an_estimator_of_ones_own():
 )
 @settings(max_examples=15, deadline=None)
 def test_shapes(count, height, width, kind, binary_weights, density, block):
-    before, blocks.BLOCK = blocks.BLOCK, block if height * width < 30 else 1000
-    try:
+    with (
+        mock.patch.object(blocks, "BLOCK", block if height * width < 30 else 1000),
+        mock.patch.object(blocks, "FEWEST_BLOCKS", 1),
+    ):
         assert_same(small(kind, density, width=2, binary_weights=binary_weights), images(count, (height, width)))
-    finally:
-        blocks.BLOCK = before
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -155,7 +157,7 @@ def test_frozen_parameters_get_no_gradient_and_the_others_the_same(frozen):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("norm", ["bn_free", "batch_norm"])
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, nullcontext])
-def test_evaluation(kind, norm, context):
+def test_evaluation(kind, norm, context, block_size):
     network = small(kind, norm=norm).eval()
     x = images(3, (16, 16))
     with context():

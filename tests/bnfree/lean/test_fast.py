@@ -19,6 +19,7 @@ needs_int8 = pytest.mark.skipif(not fast.int8_works(), reason="no 8-bit convolut
 @pytest.mark.parametrize("density", [None, 0.4])
 def test_int8_forward_gives_the_same_bits(kind, block, density, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK", block)
+    monkeypatch.setattr(blocks, "FEWEST_BLOCKS", 1)
     network = kind(num_classes=5, width=8, stem="cifar")
     if density:
         for module in network.body.modules():
