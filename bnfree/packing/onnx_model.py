@@ -18,14 +18,14 @@ from bnfree.packing.torch_program import export_program
 
 
 def save_onnx(layers: PackedLayers, info: NetworkInfo, path: str | os.PathLike[str]) -> None:
-    """Writes a model from `images` (N, C, H, W) to `logits` (N, num_classes), float32, for all N, H and W.
+    """Writes a model from `images` (N, C, H, W) to `logits` (N, num_classes), float32.
 
     Args:
-        layers: constants and bits.
+        layers: constants and bits; for which N, H and W, `export_program` says.
         info: goes into the metadata, an entry `bnfree.NAME` for each field.
         path: file to write, customarily `*.onnx`.
     """
-    program = export_program(layers)
+    program = export_program(layers, info)
     # The exporter reports its steps on standard output.
     with contextlib.redirect_stdout(io.StringIO()):
         exported = torch.onnx.export(program, input_names=["images"], output_names=["logits"], dynamo=True)

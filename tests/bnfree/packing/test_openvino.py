@@ -54,7 +54,7 @@ def test_logits_are_those_of_the_trained_network(options, size, seed):
 
 @pytest.mark.slow
 @given(options=networks, size=sizes, seed=st.integers(0, 2**32 - 1))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=15)
 def test_logits_are_those_of_the_trained_network_often(options, size, seed):
     agree(options, size, seed)
 
