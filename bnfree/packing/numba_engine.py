@@ -21,8 +21,8 @@ from bnfree.packing.numba_workspace import Workspace
 _lock = threading.Lock()
 # Sizes of images for which the memory to work in is kept.
 KEPT_SIZES = 4
-# Numbers of a trunk that stay in a processor's own cache from one unit to the next.
-CACHED = 1 << 17
+# Numbers of a trunk that are computed at a time: larger batches need more memory and are not faster.
+AT_ONCE = 1 << 19
 
 
 class NumbaNetwork:
@@ -36,7 +36,7 @@ class NumbaNetwork:
         """The last unit's output (N, O, H', W') for images (N, C, H, W), float32."""
         stride = self.stem.stride * (2 if self.stem.pool else 1)
         numbers = images.shape[2] * images.shape[3] * len(self.stem.bias) / stride**2
-        step = max(1, int(CACHED / numbers)) * torch.get_num_threads()
+        step = max(1, int(AT_ONCE / numbers)) * torch.get_num_threads()
         parts = [self._layers.run(part.contiguous()) for part in images.split(step)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
