@@ -19,14 +19,14 @@ class NetworkInfo:
     """Standard deviation per channel that they are divided by afterwards."""
     image_shape: tuple[int, int, int] | None = None
     """(C, H, W) of the images that the network was trained on; it takes other sizes too."""
-    resize: int | None = None
-    """Pixels that the shorter side of an image file is resized to before the centre is cropped to `image_shape`."""
     class_names: tuple[str, ...] | None = None
     """A name per class."""
     source_run: str | None = None
     """The run or checkpoint that was packed."""
     accuracy: float | None = None
     """Accuracy of the network that was packed, between 0 and 1."""
+    resize: int | None = None
+    """Pixels that the shorter side of an image file is resized to before the centre is cropped to `image_shape`."""
 
     def __post_init__(self) -> None:
         for name in ("mean", "std", "image_shape", "class_names"):

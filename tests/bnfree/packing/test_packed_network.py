@@ -189,6 +189,8 @@ def test_images_that_are_not_normalised_are_refused():
         ({"mean": (0.5, float("nan"))}, "mean="),
         ({"image_shape": (3, 32, 32)}, "image_shape=.* with C=2"),
         ({"image_shape": (2, 32)}, "image_shape="),
+        ({"resize": 7, "image_shape": (2, 8, 8)}, "resize=7 must be an integer and at least the sizes"),
+        ({"resize": 8.0}, "resize=8.0 must be an integer"),
         ({"class_names": ("a", "b")}, "class_names has 2 names, the network 4 classes"),
         ({"class_names": "abcd"}, "class_names must be a list of strings"),
         ({"source_run": 3}, "source_run=3"),
