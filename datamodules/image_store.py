@@ -173,8 +173,13 @@ class ImageStore:
         unfinished.replace(self._path("data"))
         index = self._path("index.unfinished.npz")
         description = json.dumps({"signature": signature, "bytes": offsets[-1]})
-        numbers = {"offsets": np.array(offsets), "shapes": np.array(shapes), "originals": np.array(originals)}
-        np.savez(index, description=np.array(description), **numbers)
+        np.savez(
+            index,
+            offsets=np.array(offsets),
+            shapes=np.array(shapes),
+            originals=np.array(originals),
+            description=np.array(description),
+        )
         index.replace(self._path("index.npz"))
         rank_zero_info(f"Made it in {time.monotonic() - start:.0f} s: {offsets[-1] / 2**20:,.1f} MiB.")
 

@@ -15,7 +15,7 @@ from lightning_modules.command.training import TrainingCLI
 # What may differ between two starts of one training: where it runs, and what it shows.
 OF_THE_MACHINE = {
     "config", "run_dir", "ckpt_path", "weights_only", "test_after_fit", "lr_monitor",
-    "data.init_args.data_dir", "data.init_args.num_workers", "data.init_args.download",
+    "data.init_args.data_dir", "data.init_args.num_workers", "data.init_args.download", "data.init_args.cache_dir",
     *(f"trainer.{name}" for name in (
         "accelerator", "strategy", "devices", "num_nodes", "logger", "enable_progress_bar", "enable_model_summary",
         "log_every_n_steps", "default_root_dir", "profiler", "plugins", "detect_anomaly",
