@@ -52,7 +52,9 @@ How to read the outcome:
   random_global as good           any network of this size would do
   reinit as good                  a good architecture for any weights: the mask matters, the early weights do not
   shuffle_signs as good           magnitudes and places matter, the signs do not
-Differences below a point mean little with few seeds; the spread over the seeds stands beside them.
+Differences below a point mean little with few seeds; the spread over the seeds stands beside them. Survivors are
+larger than other weights, also where a ticket starts, and reinit draws without regard to that. Large weights change
+their signs slowly: signs that were shuffled are held more firmly than fresh ones, and may do worse than them.
 
 What it leaves:
   DIR/seed_0/controls/reinit/level_01/   as a level of the run: ticket.pt with what the control starts from, written

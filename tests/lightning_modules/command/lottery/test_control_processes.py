@@ -50,7 +50,7 @@ def test_killed_at_any_moment_they_end_with_the_same_results(project):
             epochs += line.startswith("epoch ")
             if epochs == seen:
                 break
-        assert epochs == seen, "it ended before it was to be killed"
+        assert epochs == seen, process.communicate()[1]
         time.sleep(later)
         process.send_signal(signal.SIGKILL)
         process.communicate()
