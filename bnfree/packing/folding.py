@@ -30,7 +30,7 @@ from bnfree.packing.thresholds import find_thresholds
 
 @torch.no_grad()
 def fold(
-    model: nn.Module, real_precision: RealPrecision = "float16", stem_precision: RealPrecision = "float32"
+    model: nn.Module, classifier_precision: RealPrecision = "float16", convolution_precision: RealPrecision = "float32"
 ) -> PackedLayers:
     """The constants and bits of a trained network.
 
@@ -38,9 +38,9 @@ def fold(
         model: a network with binary weights made of a `Stem`, `ResidualUnit`s and a linear classifier, such as
             `ReActNet18` and `ReActNetA`, with any `norm`, dense or pruned. It is not changed. Batch norm is folded with
             its running statistics, as in evaluation mode.
-        real_precision: how the classifier and real shortcuts are stored, see `RealWeight.round`. Shifts, slopes and
-            scales stay in float32.
-        stem_precision: how the stem is stored.
+        classifier_precision: how the classifier is stored, see `RealWeight.round`. Shifts, slopes and scales stay in
+            float32.
+        convolution_precision: how stem and real shortcuts are stored.
 
     Raises:
         InputError: another kind of network, real weights where they should be binary (step 1), or constants that are
@@ -58,9 +58,9 @@ def fold(
             )
     layers = PackedLayers(
         architecture=type(model).__name__,
-        stem=_fold_stem(model.stem, stem_precision),
-        units=tuple(_fold_unit(name, unit, real_precision) for name, unit in units.items()),
-        classifier=_fold_classifier(model.classifier, real_precision),
+        stem=_fold_stem(model.stem, convolution_precision),
+        units=tuple(_fold_unit(name, unit, convolution_precision) for name, unit in units.items()),
+        classifier=_fold_classifier(model.classifier, classifier_precision),
     )
     # Products of finite numbers can leave the range of float32.
     _check_finite(tensors_of(layers))

@@ -107,8 +107,8 @@ class PackedNetwork:
 
 def pack(
     model: nn.Module,
-    real_precision: RealPrecision = "float16",
-    stem_precision: RealPrecision = "float32",
+    classifier_precision: RealPrecision = "float16",
+    convolution_precision: RealPrecision = "float32",
     info: NetworkInfo | None = None,
     engine: EngineName = "auto",
 ) -> PackedNetwork:
@@ -117,10 +117,10 @@ def pack(
     Args:
         model: a network with binary weights (step 2) such as `ReActNet18` or `ReActNetA`, with any `norm` and stem,
             dense or pruned; it is not changed. Batch norm is folded as in evaluation mode.
-        real_precision: `float32`, `float16` or `int8` for the weights of the classifier and of real 1x1 shortcuts. In
-            the classifier rounding moves logits a little; in a shortcut it moves activations across their thresholds,
-            like a small change of the image, and some images to another class.
-        stem_precision: the same for the stem, which has less than 1 % of the bits and every activation behind it.
+        classifier_precision: `float32`, `float16` or `int8` for the weights of the classifier, where rounding moves
+            logits a little.
+        convolution_precision: the same for the stem and real 1x1 shortcuts, where rounding moves activations across
+            their thresholds, like a small change of the image, and some images to another class.
         info: what is known about images, classes and origin.
         engine: see `PackedNetwork`.
 
@@ -128,7 +128,7 @@ def pack(
         InputError: another kind of network, one after step 1, values that are not finite, or an `info` that does not
             fit.
     """
-    return PackedNetwork(fold(model, real_precision, stem_precision), info, engine)
+    return PackedNetwork(fold(model, classifier_precision, convolution_precision), info, engine)
 
 
 def load(path: str | os.PathLike[str], engine: EngineName = "auto") -> PackedNetwork:

@@ -39,7 +39,7 @@ class RealWeight:
             InputError: unknown precision.
         """
         if precision not in PRECISIONS:
-            raise InputError(f"real_precision={precision!r} is not known; choose one of {', '.join(PRECISIONS)}.")
+            raise InputError(f"precision={precision!r} is not known; choose one of {', '.join(PRECISIONS)}.")
         wide = weight.double()
         largest = wide.flatten(1).abs().amax(1)
         if precision == "float32":

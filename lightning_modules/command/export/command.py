@@ -56,11 +56,11 @@ def run(arguments: Sequence[str]) -> int:
         raise InputError(MISSING)
     name, kind, place = config.format, FORMATS[config.format], _place(config)
     kind.check_installed(name)
-    precision, stem_precision = _precisions(config)
+    precision, convolution_precision = _precisions(config)
     engine: EngineName = choose_engine(config.engine) if config.check else "torch"
     network, prefix = build_network(config)
     load_weights(network, prefix, config.ckpt_path, config.weights_only is not False)
-    packed = pack(network, precision, stem_precision, engine=engine)
+    packed = pack(network, precision, convolution_precision, engine=engine)
     data, why = open_data(config)
     given_shape = image_shape(config, network) if config.image_shape is not None else None
     info = network_info(data, config, packed.num_classes, given_shape)
@@ -79,7 +79,7 @@ def run(arguments: Sequence[str]) -> int:
         if batches is not None:
             say(f"Check on {images_are}:")
             exact = pack(network, "float32", "float32", engine=engine)
-            rounded = packed if (precision, stem_precision) != ("float32", "float32") else None
+            rounded = packed if (precision, convolution_precision) != ("float32", "float32") else None
             result = check(network.float(), kind.read(unfinished, engine), rounded, exact, batches)
             say("\n".join(f"  {line}" for line in result.lines()))
             if not result.passed:
@@ -116,16 +116,16 @@ def _parser() -> CommandParser:
     )
     parser.add_argument("--overwrite", action="store_true", help="Replace a file that is there.")
     parser.add_argument(
-        "--real_precision",
+        "--classifier_precision",
         type=RealPrecision | None,
         default=None,
-        help="How a packed file stores the classifier and real shortcuts; by default float16.",
+        help="How a packed file stores the classifier; by default float16.",
     )
     parser.add_argument(
-        "--stem_precision",
+        "--convolution_precision",
         type=RealPrecision | None,
         default=None,
-        help="How a packed file stores the stem; by default float32, since rounding it turns activations over.",
+        help="How a packed file stores stem and real shortcuts; by default float32, since rounding them turns activations over.",
     )
     parser.add_argument(
         "--masks",
@@ -163,8 +163,8 @@ def _place(config: Namespace) -> Path:
 
 def _precisions(config: Namespace) -> tuple[RealPrecision, RealPrecision]:
     if config.format == "packed":
-        return config.real_precision or "float16", config.stem_precision or "float32"
-    for option in ("real_precision", "stem_precision"):
+        return config.classifier_precision or "float16", config.convolution_precision or "float32"
+    for option in ("classifier_precision", "convolution_precision"):
         if config[option] not in (None, "float32"):
             raise InputError(f"{option}={config[option]!r} goes with the format packed; {config.format} has float32.")
     if config.masks != "planes":

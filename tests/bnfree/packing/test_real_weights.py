@@ -54,5 +54,5 @@ def test_zeros_stay_zeros(precision):
 
 
 def test_an_unknown_precision_is_refused():
-    with pytest.raises(InputError, match="real_precision='int4'"):
+    with pytest.raises(InputError, match="precision='int4'"):
         RealWeight.round(weight(), "int4")

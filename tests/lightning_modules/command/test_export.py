@@ -93,7 +93,7 @@ def test_tickets_are_exported_with_their_masks(bnfree, best, project):
 
 
 def test_the_check_compares_all_test_images_and_passes(bnfree, best):
-    code, out, _ = bnfree("export", best, "--check", "--engine=torch", "--real_precision=float32")
+    code, out, _ = bnfree("export", best, "--check", "--engine=torch", "--classifier_precision=float32")
     assert code == 0
     assert "all test images of DigitsDataModule" in out
     assert "same class      360 of 360 images" in out
@@ -174,7 +174,7 @@ def test_where_the_data_are_missing_the_class_still_tells_the_normalisation(bnfr
         (["--format=tflite"], "'tflite' is not known; choose from packed, openvino"),
         (["--output=x.bin"], "output='x.bin' must end in .safetensors"),
         (["--output=no/x.safetensors"], "folder that does not exist"),
-        (["--format=onnx", "--real_precision=int8"], "real_precision='int8' goes with the format packed"),
+        (["--format=onnx", "--classifier_precision=int8"], "classifier_precision='int8' goes with the format packed"),
         (["--format=onnx", "--masks=digits"], "masks='digits' goes with the format packed"),
         (["--check", "--num_images=0"], "num_images=0 must be at least 1"),
         (["--check", "--images=nowhere"], "image 'nowhere' does not exist"),
@@ -220,7 +220,7 @@ def test_a_trained_network_passes_the_check(bnfree, project, backbone):
     options = ("--trainer.max_epochs=2", "--trainer.limit_train_batches=1.0", "--data.image_size=16")
     network = (f"--model.backbone={backbone}", "--model.backbone.in_channels=1", "--model.backbone.num_classes=10")
     train_digits(project / "run", *options, *network, "--model.backbone.width=8")
-    code, out, err = bnfree("export", project / "run", "--check", "--real_precision=float32")
+    code, out, err = bnfree("export", project / "run", "--check", "--classifier_precision=float32")
     assert code == 0, err
     assert "360 of 360 images" in out
     assert "0 by rounded real layers" in out
@@ -229,5 +229,5 @@ def test_a_trained_network_passes_the_check(bnfree, project, backbone):
 def test_help_needs_no_checkpoint(bnfree):
     code, out, _ = bnfree("export", "--help")
     assert code == 0
-    for name in ("--format", "--check", "--overwrite", "--real_precision", "--data"):
+    for name in ("--format", "--check", "--overwrite", "--classifier_precision", "--data"):
         assert name in out
