@@ -1,5 +1,6 @@
 """`bnfree lottery controls` in processes: killed at any moment, and two at once."""
 
+import shutil
 import signal
 import time
 
@@ -38,12 +39,12 @@ def controls_of(directory):
 def test_killed_at_any_moment_they_end_with_the_same_results(project):
     write_lottery(project, densities=[0.3], rewind_point="30%")
     options = ["--trainer.max_epochs=5"]
-    for name in ("whole", "killed"):
-        run(project, ("run", "lottery.yaml"), f"--run_dir={name}", *options)
+    run(project, ("run", "lottery.yaml"), "--run_dir=whole", *options)
+    shutil.copytree(project / "whole", project / "killed")
     kinds = "--controls=random_layerwise,shuffle_signs"
     run(project, ("controls", "whole"), kinds)
     # Epochs that are seen before the kill, of the four that each control trains.
-    for seen, later in ((2, 0.2), (3, 0.0), (1, 0.5)):
+    for seen, later in ((2, 0.2), (3, 0.0)):
         process = start(project, kinds, action=("controls", "killed"))
         epochs = 0
         for line in process.stdout:
@@ -72,10 +73,9 @@ def test_two_processes_have_the_masks_and_weights_of_one(project):
     write_lottery(project, densities=[0.3], rewind_point="1it")
     options = ["--trainer.callbacks+=watch.Masks", "--trainer.precision=64-true", "--trainer.max_epochs=1"]
     parallel = ["--trainer.strategy=ddp", "--trainer.devices=2", "--data.batch_size=8"]
+    options.append(f"--controls={','.join(KINDS)}")
     run(project, ("run", "lottery.yaml"), "--run_dir=one", *options)
-    run(project, ("run", "lottery.yaml"), "--run_dir=two", *options, *parallel)
-    run(project, ("controls", "one"))
-    output = run(project, ("controls", "two"))
+    output = run(project, ("run", "lottery.yaml"), "--run_dir=two", *options, *parallel)
     assert output.count("Tickets and their controls") == 1
     assert output.count("Report:") == 1
     assert len(controls_of(project / "two")) == len(KINDS)
