@@ -149,6 +149,8 @@ class TeacherLogits:
                 whole = self.folder / f"{name}.unfinished"
                 metadata = {"format": FORMAT, "made_with": json.dumps(self._made_with)}
                 save_file({"logits": logits.contiguous()}, whole, metadata)
+                # As readable as the folder; safetensors keeps its files from everybody else.
+                whole.chmod(self.folder.stat().st_mode & 0o666)
                 whole.replace(self._path(variant))
                 for part in parts:
                     part.unlink(missing_ok=True)

@@ -233,3 +233,5 @@ def test_a_checkpoint_says_nothing_of_it(make_trainer, tmp_path):
         made_with = json.loads(file.metadata()["made_with"])
     assert made_with["images"] == IMAGES
     assert made_with["precision"] == "64-true"
+    folder, file = tmp_path / "logits", tmp_path / "logits" / "variant-000.safetensors"
+    assert file.stat().st_mode & 0o777 == folder.stat().st_mode & 0o666
