@@ -210,21 +210,24 @@ from lightning.pytorch import Trainer, seed_everything
 
 from bnfree.backbones import ReActNet18
 from bnfree.tickets import checksum, current_masks
-from callbacks import AdaptiveGradientClipping, MultiPrizeTicket
+from callbacks import MultiPrizeTicket
 from datamodules import DigitsDataModule
 from lightning_modules import ImageClassifier
 
 processes, directory = int(sys.argv[1]), sys.argv[2]
 seed_everything(3)
 network = ReActNet18(10, in_channels=1, width=4)
-module = ImageClassifier(network, optimizer=lambda p: torch.optim.SGD(p, lr=0.5), calibration_images=32)
+module = ImageClassifier(network, optimizer=lambda p: torch.optim.SGD(p, lr=0.2), calibration_images=32)
 trainer = Trainer(
     accelerator="cpu", devices=processes, precision="64-true", strategy="ddp" if processes > 1 else "auto",
     max_epochs=2, limit_train_batches=3, limit_val_batches=1, default_root_dir=directory, logger=False,
     enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-    callbacks=[MultiPrizeTicket(density=0.3, scope=sys.argv[3])],
+    callbacks=[MultiPrizeTicket(density=0.3, ramp=0, scope=sys.argv[3])],
 )
+firsts = []
+trainer.callbacks[0].on_train_start = lambda *_: firsts.append(checksum(current_masks(network)))
 trainer.fit(module, datamodule=DigitsDataModule(batch_size=32 // processes))
+assert firsts != [checksum(current_masks(network))]
 assert abs(float(trainer.callback_metrics["ticket/density"]) - 0.3) < 1e-3
 with open(f"{directory}/rank{trainer.global_rank}", "w") as file:
     file.write(checksum(current_masks(network)))
