@@ -125,7 +125,7 @@ def _parser() -> CommandParser:
         "--convolution_precision",
         type=RealPrecision | None,
         default=None,
-        help="How a packed file stores stem and real shortcuts; by default float32, since rounding them turns activations over.",
+        help="How a packed file stores stem and real shortcuts; by default float32: rounding turns activations over.",
     )
     parser.add_argument(
         "--masks",

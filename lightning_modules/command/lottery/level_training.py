@@ -32,8 +32,6 @@ from lightning_modules.command.training import TrainingCLI
 
 STEP1 = "step1"
 START = "start.ckpt"
-# Kinds whose weights are those of the rewind point, so that the optimizer's state of that moment fits them.
-OWN_WEIGHTS = ("ticket", "early_bird")
 
 
 @dataclass(frozen=True)
