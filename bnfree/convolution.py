@@ -20,7 +20,7 @@ from bnfree.errors import InputError
 from bnfree.lean.cache import KeptWeight, prepare_or_reuse
 from bnfree.lean.convolution import LeanConvolution, LeanEffectiveWeight, compute_dtype, convolve_prepared
 from bnfree.lean.geometry import Geometry
-from bnfree.lean.weights import PreparedWeight, WeightRule
+from bnfree.lean.weights import PreparedWeight, WeightRule, prepare
 from bnfree.standardization import WeightSign, standardize_weight
 
 __all__ = ["BinaryConv2d", "standardize_weight"]
@@ -150,10 +150,11 @@ class BinaryConv2d(nn.Module):
 
     def prepared_weight(self) -> PreparedWeight:
         """What a lean forward without gradients convolves with; in evaluation mode kept until the parameters change."""
-        keeps = not self.training and not torch.compiler.is_compiling()
-        kept = self._kept if keeps else None
-        prepared, kept = prepare_or_reuse(kept, self.weight, self.gain, self.mask, self.rule)
-        self._kept = kept if keeps else None
+        arguments = (self.weight, self.gain, self.mask, self.rule)
+        # A compiled forward is traced without the bookkeeping, which would be part of its guards.
+        if self.training or torch.compiler.is_compiling():
+            return prepare(*arguments)
+        prepared, self._kept = prepare_or_reuse(self._kept, *arguments)
         return prepared
 
     def train(self, mode: bool = True) -> BinaryConv2d:

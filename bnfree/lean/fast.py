@@ -20,6 +20,8 @@ from bnfree.lean.geometry import Geometry
 
 FAST_MODES = ("int8_forward",)
 
+FEWEST_POSITIONS = 512
+
 
 def check_fast_modes(names: Iterable[str]) -> tuple[str, ...]:
     """The names, once each.
@@ -36,14 +38,18 @@ def check_fast_modes(names: Iterable[str]) -> tuple[str, ...]:
     return names
 
 
-def runs_int8(rule: UnitRule, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether a unit's forward convolution runs in 8 bits."""
+def runs_int8(rule: UnitRule, dtype: torch.dtype, u: Tensor) -> bool:
+    """Whether a unit's forward convolution of an input like `u` runs in 8 bits.
+
+    With few positions to compute it does not: the weights are brought into the format of oneDNN in every call.
+    """
     return (
         "int8_forward" in rule.fast
         and rule.weight.binary
         and rule.geometry.groups == 1
         and dtype == torch.float32
-        and device.type == "cpu"
+        and u.device.type == "cpu"
+        and u.numel() // u.shape[1] >= FEWEST_POSITIONS * rule.geometry.stride**2
         and not torch.compiler.is_compiling()
     )
 

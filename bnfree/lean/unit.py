@@ -39,7 +39,7 @@ def unit_forward(
     """The next pre-activation (N, O, H', W')."""
     dtype = compute_dtype(u)
     planes = Planes(u)
-    if runs_int8(rule, dtype, u.device):
+    if runs_int8(rule, dtype, u):
         s, shortcut = enter(u, planes, entry, rule, rule.residual, dtype=torch.uint8)
         y = convolve_int8(s, prepared.values, rule.geometry)
     else:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import bnfree.convolution as convolution_module
 from bnfree.convolution import BinaryConv2d
 from bnfree.lean import cache
 
@@ -23,7 +24,8 @@ def preparations(monkeypatch):
         calls.append(1)
         return original(*arguments)
 
-    monkeypatch.setattr(cache, "prepare", prepare)
+    for module in (cache, convolution_module):
+        monkeypatch.setattr(module, "prepare", prepare)
     return calls
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnfree.backbones import ReActNet18, ReActNetA
-from bnfree.backbones.residual import ResidualUnit
+from bnfree.backbones.residual import ReActNet, ResidualUnit, Stem, Variant
 from bnfree.binarize import ESTIMATORS, SignEstimator
 from bnfree.convolution import BinaryConv2d
 from bnfree.errors import InputError
@@ -304,16 +304,30 @@ def test_results_repeat_bit_for_bit():
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+class AllKinds(ReActNet):
+    """One unit of each kind: what compiles it compiles the larger networks."""
+
+    def __init__(self, norm: str, binary_weights: bool = True):
+        variant = Variant(norm, binary_weights, binary_shortcut=False, alpha=0.4, reference=False, estimator="approx")
+        super().__init__(num_classes=3, in_channels=3, width=2, stem="cifar", variant=variant)
+        self.stem = Stem(3, 2, 3, 1, False, variant)
+        kinds = [(2, 2, 3, 1, False), (2, 4, 1, 1, False), (4, 4, 3, 2, False), (4, 8, 3, 2, True)]
+        self.body = nn.Sequential(*(ResidualUnit(*kind, beta=0.9, variant=variant) for kind in kinds))
+        self.classifier = nn.Linear(8, 3)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("norm", ["bn_free", "batch_norm"])
+@pytest.mark.parametrize(("norm", "binary_weights"), [("bn_free", True), ("bn_free", False), ("batch_norm", True)])
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_torch_compile_in_one_graph(norm, dynamic):
+def test_torch_compile_in_one_graph(norm, binary_weights, dynamic):
     torch._dynamo.reset()
-    network, x = small(norm=norm, width=2), images(3, (16, 16))
+    network, x = spread(AllKinds(norm, binary_weights)), images(3, (16, 12))
     expected = everything(network, x, False)
-    network = copy.deepcopy(network)
     compiled = torch.compile(network, fullgraph=True, backend="aot_eager", dynamic=dynamic)
     y = compiled(x)
     (y * torch.arange(1, y.numel() + 1).view(y.shape)).sum().backward()
     for name, parameter in network.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-9, atol=1e-12)
+    network.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), network(x))

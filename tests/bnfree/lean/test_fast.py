@@ -20,6 +20,7 @@ needs_int8 = pytest.mark.skipif(not fast.int8_works(), reason="no 8-bit convolut
 def test_int8_forward_gives_the_same_bits(kind, block, density, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK", block)
     monkeypatch.setattr(blocks, "FEWEST_BLOCKS", 1)
+    monkeypatch.setattr(fast, "FEWEST_POSITIONS", 1)
     network = kind(num_classes=5, width=8, stem="cifar")
     if density:
         for module in network.body.modules():
@@ -46,6 +47,8 @@ def test_int8_forward_gives_the_same_bits(kind, block, density, monkeypatch):
 @needs_int8
 def test_int8_is_left_out_where_it_does_not_apply(monkeypatch):
     monkeypatch.setattr(unit, "convolve_int8", lambda *_: pytest.fail("8 bits for what is not exact in them"))
+    ReActNet18(width=4, fast=["int8_forward"])(torch.randn(1, 3, 8, 8))
+    monkeypatch.setattr(fast, "FEWEST_POSITIONS", 1)
     x = torch.randn(2, 3, 8, 8)
     ReActNet18(width=4, binary_weights=False, fast=["int8_forward"])(x)
     ReActNet18(width=4, fast=["int8_forward"]).double()(x.double())
