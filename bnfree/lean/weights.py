@@ -218,7 +218,11 @@ def _matrix(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _unmatrix(rows: Tensor, weight: Tensor) -> Tensor:
-    if weight.is_contiguous() or not weight.is_contiguous(memory_format=torch.channels_last):
+    if weight.is_contiguous():
+        # Along axes of size 1 strides are free, and data-parallel training wants those of the parameter.
+        matrix = rows.view(weight.shape)
+        return matrix if matrix.stride() == weight.stride() else matrix.as_strided(weight.shape, weight.stride())
+    if not weight.is_contiguous(memory_format=torch.channels_last):
         return rows.view(weight.shape)
     channels, height, width = weight.shape[1:]
     return rows.view(-1, height, width, channels).permute(0, 3, 1, 2)
