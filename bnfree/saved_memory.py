@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bnfree.backbones.residual import ReActNet, ResidualUnit
 from bnfree.convolution import BinaryConv2d
+from bnfree.errors import InputError
 from bnfree.lean.chain import announce_steps
 
 OUTSIDE = "(network)"
@@ -51,7 +52,16 @@ def measure_saved_memory(
         network: from images (N, C, H, W) to logits.
         images: one batch.
         loss: from logits to a scalar.
+
+    Raises:
+        InputError: the network, or a part of it, was given to `torch.compile`, whose graphs save tensors unseen.
     """
+    for name, module in network.named_modules():
+        if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
+            raise InputError(
+                f"network{name and '.'}{name} was given to torch.compile, which saves tensors unseen; count those of the "
+                "network that it was given."
+            )
     own = {t.untyped_storage().data_ptr() for t in (*network.parameters(), *network.buffers())}
     # Tensors are held, lest a later one gets the memory of one that is gone.
     kept: dict[int, Tensor] = {}

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from bnfree.backbones import NFResNet18, ReActNet18
+from bnfree.errors import InputError
 from bnfree.saved_memory import measure_saved_memory
 
 FLOAT = 4
@@ -64,6 +65,15 @@ def test_every_image_counts_the_same():
 def test_other_networks_are_counted_too(network):
     memory = measure_saved_memory(network, torch.randn(2, 3, 16, 16))
     assert memory.total > 2 * 3 * 16 * 16 * FLOAT
+
+
+def test_a_compiled_network_is_refused():
+    network, images = ReActNet18(width=4, blocks_per_stage=[1, 1, 1, 1]), torch.randn(2, 3, 8, 8)
+    with pytest.raises(InputError, match=r"^network was given to torch.compile"):
+        measure_saved_memory(torch.compile(network, backend="eager"), images)
+    network.body[0].compile(backend="eager")
+    with pytest.raises(InputError, match=r"^network.body.0 was given to torch.compile.*count those of the network"):
+        measure_saved_memory(network, images)
 
 
 def per_image_in_a_batch_of_64(network: nn.Module, size: int) -> float:
