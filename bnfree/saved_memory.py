@@ -59,8 +59,8 @@ def measure_saved_memory(
     for name, module in network.named_modules():
         if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
             raise InputError(
-                f"network{name and '.'}{name} was given to torch.compile, which saves tensors unseen; count those of the "
-                "network that it was given."
+                f"network{name and '.'}{name} was given to torch.compile, which saves tensors unseen; count those "
+                "of the network that it was given."
             )
     own = {t.untyped_storage().data_ptr() for t in (*network.parameters(), *network.buffers())}
     # Tensors are held, lest a later one gets the memory of one that is gone.
