@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import shutil
 from contextlib import nullcontext
 from unittest import mock
 
@@ -331,3 +333,16 @@ def test_torch_compile_in_one_graph(norm, binary_weights, dynamic):
     network.eval()
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), network(x))
+
+
+@pytest.mark.slow
+def test_code_that_inductor_writes_gives_the_same_gradients():
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        pytest.skip("torch.compile needs a C++ compiler on the CPU")
+    torch._dynamo.reset()
+    network, x = spread(AllKinds("bn_free")), images(3, (16, 12))
+    expected = everything(network, x, False)
+    y = torch.compile(network, fullgraph=True)(x)
+    (y * torch.arange(1, y.numel() + 1).view(y.shape)).sum().backward()
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-9, atol=1e-12)
