@@ -73,7 +73,7 @@ class PiecewiseQuadratic(SignEstimator):
     @staticmethod
     def slope(x: Tensor) -> Tensor:
         """2 - 2|x| inside [-1, 1], 0 outside."""
-        return x.abs().mul_(-2).add_(2).clamp_(min=0)
+        return torch.rsub(x.abs(), 2, alpha=2).clamp_(min=0)
 
 
 class ClippedIdentity(SignEstimator):

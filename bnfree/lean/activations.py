@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bnfree.lean import kernels
 from bnfree.lean.blocks import Planes, put, slot
 from bnfree.lean.refusal import once
 
@@ -40,10 +41,29 @@ def presign(x: Tensor, shift: Tensor, beta: Tensor | None) -> Tensor:
     return x.to(wide) + shift if beta is None else (x.to(wide) * beta).add_(shift)
 
 
-def signs(v: Tensor, magnitude: float = 1.0, memory: Tensor | None = None) -> Tensor:
-    """+magnitude where v >= 0, else -magnitude, in `memory` or that of `v`, which is used up."""
-    v.ge_(0).mul_(2 * magnitude)
-    return v.sub_(magnitude) if memory is None else torch.sub(v, magnitude, out=memory)
+def signs(
+    x: Tensor,
+    threshold: Tensor,
+    beta: Tensor | None,
+    dtype: torch.dtype,
+    magnitude: float = 1.0,
+    memory: Tensor | None = None,
+) -> Tensor:
+    """+magnitude where beta * x >= threshold, else -magnitude; in uint8 2 and 0.
+
+    A sum of two numbers is rounded to 0 only where it is 0, so that this is the sign of `presign` for minus its shift.
+
+    Args:
+        x: (1 or N, C, H, W).
+        threshold: (1, C, 1, 1).
+        beta: () or None for 1.
+        dtype: of the result.
+        magnitude: of the result.
+        memory: for the result, of `dtype`.
+    """
+    scaled = x if beta is None else x.to(torch.promote_types(x.dtype, threshold.dtype)) * beta
+    above = torch.ge(scaled, threshold).to(dtype) if memory is None else torch.ge(scaled, threshold, out=memory)
+    return above.mul_(2) if dtype == torch.uint8 else above.mul_(2 * magnitude).sub_(magnitude)
 
 
 def channel_sum(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -62,6 +82,8 @@ class LeanRPReLU(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, shift_in: Tensor, slope: Tensor, shift_out: Tensor) -> Tensor:
         """`x` (N, C, H, W), parameters (C,)."""
+        if kernels.applies(x, shift_in, slope, shift_out):
+            return kernels.rprelu(x, (shift_in, slope, shift_out))
         planes = Planes(x)
         parameters = [planes.per_channel(p.to(x.dtype)) for p in (shift_in, slope, shift_out)]
         source, target = planes.view(x), planes.empty(x)
@@ -81,20 +103,25 @@ class LeanRPReLU(torch.autograd.Function):
         """Gradients of x, shift_in, slope, shift_out."""
         x, shift_in, slope = ctx.saved_tensors
         with torch.no_grad():
+            if kernels.applies(x, shift_in, slope, gradient):
+                of_x = torch.empty_like(x)
+                parameters = (shift_in, slope, shift_in)
+                sums = kernels.leave(x, parameters, shift_in, None, None, gradient, None, of_x)
+                return once(gradient, [of_x, *sums[:3].unbind()])
             planes = Planes(x)
             shifts, slopes = (planes.per_channel(p.to(x.dtype)) for p in (shift_in, slope))
             assert shifts is not None
             assert slopes is not None
             source, incoming, target = planes.view(x), planes.view(gradient), planes.empty(x)
-            sums = []
+            blocks = []
             for block in planes.blocks:
                 t = source[:, block] + shifts[:, block]
                 memory = slot(target, block, t.dtype)
                 of_x, block_sums = rprelu_gradients(t, incoming[:, block], slopes[:, block], memory)
                 target = put(target, block, of_x, memory=memory)
-                sums.append(block_sums)
+                blocks.append(block_sums)
             assert target is not None
-            of_parameters = planes.channel_sums(sums).to(slope.dtype)
+            of_parameters = planes.channel_sums(blocks).to(slope.dtype)
         return once(gradient, [target.view(x.shape), *of_parameters.unbind()])
 
 
@@ -104,14 +131,16 @@ class LeanRSign(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, shift: Tensor, beta: Tensor | None, slope: Any) -> Tensor:
         """`x` (N, C, H, W), `shift` (C,), `beta` () or None."""
+        if kernels.applies(x, shift):
+            return kernels.enter(x, (), shift, beta, 1.0, x.dtype, None)
         planes = Planes(x)
-        shifts = planes.per_channel(shift)
-        assert shifts is not None
+        thresholds = planes.per_channel(-shift)
+        assert thresholds is not None
         source, target = planes.view(x), planes.empty(x)
         for block in planes.blocks:
-            v = presign(source[:, block], shifts[:, block], beta)
-            memory = slot(target, block, v.dtype)
-            target = put(target, block, signs(v, memory=memory), x.dtype, memory)
+            memory = slot(target, block, x.dtype)
+            s = signs(source[:, block], thresholds[:, block], beta, x.dtype, memory=memory)
+            target = put(target, block, s, memory=memory)
         assert target is not None
         return target.view(x.shape)
 
@@ -126,16 +155,21 @@ class LeanRSign(torch.autograd.Function):
         """Gradients of x and shift; beta is a constant."""
         x, shift, beta = ctx.saved_tensors
         with torch.no_grad():
+            if kernels.applies(x, shift, gradient) and kernels.estimator_code(ctx.slope) is not None:
+                of_x = torch.empty_like(x)
+                sums = kernels.leave(x, (), shift, beta, ctx.slope, gradient, None, of_x)
+                return once(gradient, [of_x, sums[3], None, None])
             planes = Planes(x)
             shifts = planes.per_channel(shift)
             assert shifts is not None
             source, incoming, target = planes.view(x), planes.view(gradient), planes.empty(x)
-            sums = []
+            blocks = []
             for block in planes.blocks:
                 v = presign(source[:, block], shifts[:, block], beta)
-                of_v = ctx.slope(v) * incoming[:, block]
-                sums.append(channel_sum(of_v, sum_dtype(of_v.dtype)).unsqueeze(0))
-                target = put(target, block, (of_v if beta is None else of_v.mul_(beta)).to(x.dtype))
+                memory = slot(target, block, v.dtype)
+                of_v = torch.mul(ctx.slope(v), incoming[:, block], out=memory)
+                blocks.append(channel_sum(of_v, sum_dtype(of_v.dtype)).unsqueeze(0))
+                target = put(target, block, of_v if beta is None else of_v.mul_(beta), x.dtype, memory)
             assert target is not None
-            of_shift = planes.channel_sums(sums)[0].to(shift.dtype)
+            of_shift = planes.channel_sums(blocks)[0].to(shift.dtype)
         return once(gradient, [target.view(x.shape), of_shift, None, None])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bnfree.lean import kernels
 from bnfree.lean.activations import channel_sum, presign, rprelu, rprelu_gradients, signs, sum_dtype
 from bnfree.lean.blocks import Planes, put, slot
 from bnfree.lean.geometry import Geometry
@@ -65,25 +66,24 @@ def enter(
         magnitude: of the signs, in place of 1.
         dtype: of the signs; uint8 for 2 in place of 1 and 0 in place of -1; by default that of `u`.
     """
-    parameters = [planes.per_channel(_cast(p, u)) for p in entry[:3]]
-    shift = planes.per_channel(entry.shift)
-    assert shift is not None
     dtype = dtype or u.dtype
-    source, s = planes.view(u), planes.empty(u, dtype=dtype)
     with_shortcut = with_shortcut and (rule.pool or rule.repeats > 1 or rule.projection is not None)
     height, width = ((size + 1) // 2 if rule.pool else size for size in u.shape[2:])
     shape = (*u.shape[:2], height, width)
+    if kernels.applies(u, *entry[:4]):
+        shortcut = u.new_empty(shape) if with_shortcut else None
+        return kernels.enter(u, entry[:3], entry.shift, entry.beta, magnitude, dtype, shortcut), shortcut
+    parameters = [planes.per_channel(_cast(p, u)) for p in entry[:3]]
+    threshold = planes.per_channel(-entry.shift)
+    assert threshold is not None
+    source, s = planes.view(u), planes.empty(u, dtype=dtype)
     shortcut = planes.empty(u, *shape) if with_shortcut else None
     for block in planes.blocks:
         x = source[:, block]
         if parameters[0] is not None:
             _, x = rprelu(x, *(p[:, block] for p in parameters if p is not None))
-        v = presign(x, shift[:, block], entry.beta)
-        if dtype == torch.uint8:
-            s = put(s, block, v.ge_(0).mul_(2), dtype)
-        else:
-            memory = slot(s, block, v.dtype)
-            s = put(s, block, signs(v, magnitude, memory), dtype, memory)
+        memory = slot(s, block, dtype)
+        s = put(s, block, signs(x, threshold[:, block], entry.beta, dtype, magnitude, memory), memory=memory)
         if with_shortcut:
             if rule.pool:
                 x = _pool(x if entry.beta is None else x * entry.beta.to(x.dtype))
@@ -96,6 +96,10 @@ def combine(
     u: Tensor, planes: Planes, entry: Entry, y: Tensor, scale: Tensor | None, shortcut: Tensor | None
 ) -> Tensor:
     """Shortcut + scale * y in the memory of `y`; where the shortcut is x itself, it is computed once more."""
+    if shortcut is None and kernels.applies(u, *entry[:3], y, scale):
+        return kernels.combine(u, entry[:3], y, scale)
+    if shortcut is not None and kernels.applies(y, shortcut, scale):
+        return kernels.combine(shortcut, (), y, scale)
     out = Planes(y)
     if shortcut is not None and out.whole:
         return (y if scale is None else y.mul_(scale.view(1, -1, 1, 1))).add_(shortcut)
@@ -120,14 +124,19 @@ def combine(
 def leave(
     u: Tensor, planes: Planes, entry: Entry, rule: UnitRule, of_s: Tensor, of_shortcut: Tensor | None
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Gradients of u, in the memory of `of_s` where there is more than one block, and of the entry's parameters."""
+    """Gradients of u, which may be in the memory of `of_s`, and of the entry's parameters."""
+    of_s = of_s.to(u.dtype)
+    of_shortcut = None if of_shortcut is None else of_shortcut.to(u.dtype)
+    if kernels.applies(u, *entry[:4], of_s, of_shortcut) and kernels.estimator_code(rule.slope) is not None:
+        sums = kernels.leave(u, entry[:3], entry.shift, entry.beta, rule.slope, of_s, of_shortcut, of_s)
+        return of_s, [*([None] * 3 if entry.slope is None else sums[:3].unbind()), sums[3]]
     parameters = [planes.per_channel(_cast(p, u)) for p in entry[:3]]
     shift = planes.per_channel(entry.shift)
     assert shift is not None
-    source, outgoing = planes.view(u), planes.view(of_s.to(u.dtype))
-    residual = None if of_shortcut is None else planes.view(of_shortcut.to(u.dtype))
+    source, outgoing = planes.view(u), planes.view(of_s)
+    residual = None if of_shortcut is None else planes.view(of_shortcut)
     target = None if planes.whole else outgoing
-    sums = []
+    blocks = []
     beta = entry.beta
     for block in planes.blocks:
         memory = None
@@ -148,10 +157,10 @@ def leave(
             memory = slot(target, block, of_x.dtype)
             of_x, of_rprelu = rprelu_gradients(t, of_x, parameters[1][:, block], memory)
             of_shift = torch.cat([of_rprelu, of_shift])
-        sums.append(of_shift)
+        blocks.append(of_shift)
         target = put(target, block, of_x, memory=memory)
     assert target is not None
-    totals: list[Tensor | None] = list(planes.channel_sums(sums).to(entry.shift.dtype).unbind())
+    totals: list[Tensor | None] = list(planes.channel_sums(blocks).to(entry.shift.dtype).unbind())
     return target.view(u.shape), [*[None] * (4 - len(totals)), *totals]
 
 
