@@ -3,6 +3,11 @@
 `int8_forward`: binary convolutions of signs run in 8-bit integers on a CPU, through oneDNN. Sums of -1, 0 and +1 are
 the same numbers, bit for bit, so output and gradients are those of the exact path. Used for float32 networks outside
 autocast and `torch.compile`, elsewhere it changes nothing.
+
+`bf16_backward`: both gradients of binary convolutions are computed in bfloat16, summed in float32. The signs are exact
+in it, and the scale of the weights is put on the incoming gradient, so that what is rounded is that gradient and the
+two results, to 8 bits each. Used for float32 networks with binary weights outside autocast, on CPUs that multiply
+bfloat16 and on CUDA devices.
 """
 
 from __future__ import annotations
@@ -15,10 +20,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bnfree.errors import InputError
+from bnfree.lean.convolution import convolution_gradients
 from bnfree.lean.elementwise import UnitRule
 from bnfree.lean.geometry import Geometry
 
-FAST_MODES = ("int8_forward",)
+FAST_MODES = ("int8_forward", "bf16_backward")
 
 FEWEST_POSITIONS = 512
 
@@ -35,6 +41,10 @@ def check_fast_modes(names: Iterable[str]) -> tuple[str, ...]:
             raise InputError(f"fast={name!r} is not known; choose among {', '.join(map(repr, FAST_MODES))}.")
     if "int8_forward" in names and not int8_works():
         raise InputError("fast='int8_forward' does not work here: this PyTorch has no 8-bit convolution by oneDNN.")
+    if "bf16_backward" in names and not (bf16_works() or _gpu_has_bf16()):
+        raise InputError(
+            "fast='bf16_backward' does not work here: it needs a CPU with AVX512-BF16 or AMX, or a GPU with bfloat16."
+        )
     return names
 
 
@@ -51,6 +61,16 @@ def runs_int8(rule: UnitRule, dtype: torch.dtype, u: Tensor) -> bool:
         and u.device.type == "cpu"
         and u.numel() // u.shape[1] >= FEWEST_POSITIONS * rule.geometry.stride**2
         and not torch.compiler.is_compiling()
+    )
+
+
+def runs_bf16(rule: UnitRule, dtype: torch.dtype, u: Tensor) -> bool:
+    """Whether the gradients of a unit's convolution, for an input like `u`, are computed in bfloat16."""
+    return (
+        "bf16_backward" in rule.fast
+        and rule.weight.binary
+        and dtype == torch.float32
+        and (u.device.type == "cuda" or (u.device.type == "cpu" and bf16_works()))
     )
 
 
@@ -76,6 +96,29 @@ def convolve_int8(codes: Tensor, values: Tensor, geometry: Geometry) -> Tensor:
     return output.contiguous() if codes.is_contiguous() else output
 
 
+def gradients_bf16(
+    gradient: Tensor, s: Tensor, signs: Tensor, scale: Tensor, geometry: Geometry, of_s: bool, of_filters: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of `s` and of scale * signs, by convolutions in bfloat16.
+
+    Args:
+        gradient: float32 (N, O, H', W'), that of the output.
+        s: bfloat16 (N, I, H, W), -1 or +1.
+        signs: (O, I, kH, kW), -1, 0 or +1.
+        scale: float32 (O,), not 0.
+        geometry: of the convolution.
+        of_s: whether the gradient of `s` is wanted.
+        of_filters: whether that of the filters is.
+
+    Returns:
+        bfloat16 (N, I, H, W) and float32 (O, I, kH, kW), None where not wanted.
+    """
+    factors = scale.view(-1, 1, 1, 1)
+    incoming = (gradient * factors.view(-1, 1, 1)).to(torch.bfloat16)
+    back, filters = convolution_gradients(incoming, s, signs.to(torch.bfloat16), geometry, of_s, of_filters)
+    return back, None if filters is None else filters / factors
+
+
 @cache
 def int8_works() -> bool:
     """Whether 8-bit convolutions exist and agree with those in float32: they are no documented part of PyTorch."""
@@ -90,3 +133,29 @@ def int8_works() -> bool:
     except (AttributeError, RuntimeError, TypeError):
         return False
     return True
+
+
+@torch.compiler.assume_constant_result
+def bf16_works() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware, and PyTorch adds up the products in float32."""
+    return _bf16_works()
+
+
+@cache
+def _bf16_works() -> bool:
+    if not any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")):
+        return False
+    # Sums of 2304 ones would stop at 256 if they were taken in bfloat16.
+    ones = torch.ones(1, 256, 8, 8, dtype=torch.bfloat16)
+    weight = torch.ones(256, 256, 3, 3, dtype=torch.bfloat16)
+    try:
+        of_x, of_weight = convolution_gradients(ones, ones, weight, Geometry(1, 1, 1), True, True)
+    except RuntimeError:
+        return False
+    assert of_x is not None
+    assert of_weight is not None
+    return of_x[0, 0, 4, 4].item() == 9 * 256 and of_weight[0, 0, 1, 1].item() == 64
+
+
+def _gpu_has_bf16() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()

@@ -25,7 +25,7 @@ from bnfree.lean.convolution import (
     small_power,
 )
 from bnfree.lean.elementwise import Entry, UnitRule, combine, enter, leave
-from bnfree.lean.fast import convolve_int8, runs_int8
+from bnfree.lean.fast import convolve_int8, gradients_bf16, runs_bf16, runs_int8
 from bnfree.lean.geometry import Geometry
 from bnfree.lean.refusal import once
 from bnfree.lean.weights import PreparedWeight
@@ -60,6 +60,19 @@ def unit_forward(
         assert shortcut is not None
         shortcut = torch.cat([shortcut] * rule.repeats, 1)
     return combine(u, planes, entry, y, scale, shortcut)
+
+
+def bare_signs(
+    weight: Tensor, gain: Tensor | None, mask: Tensor | None, moments: Tensor, rule: UnitRule
+) -> tuple[Tensor, Tensor]:
+    """-1, 0, +1 (O, I, kH, kW) and the factors (O,) that make alpha * effective weight of them.
+
+    A filter whose factor is 0 has zeros, and 1 as its factor: it passes no gradient on, but has one.
+    """
+    scale = moments[4] * rule.alpha if gain is None else moments[4] * rule.alpha * gain.view(-1)
+    alive = scale != 0
+    bare = torch.cat([moments[:4], alive.to(moments.dtype).unsqueeze(0)])
+    return weights.rebuild(weight, None, mask, bare, rule.weight), scale.where(alive, 1)
 
 
 class UnitStep(torch.autograd.Function):
@@ -107,20 +120,25 @@ class UnitStep(torch.autograd.Function):
         entry, rule = Entry(shift_in, slope, shift_out, shift, beta), ctx.rule
         needs = ctx.needs_input_grad
         with torch.no_grad():
-            power = small_power(weight, ctx.dtype)
             planes = Planes(u)
-            s, shortcut = enter(u, planes, entry, rule, rule.projection is not None, power)
-            incoming = gradient.to(ctx.dtype)
-            full = weights.rebuild(weight, gain, mask, moments[0], rule.weight, rule.alpha).to(ctx.dtype)
-            of_entry = any(needs[:5])
-            of_s, of_full = convolution_gradients(
-                incoming, s.to(ctx.dtype), full, rule.geometry, of_entry, needs[6] or needs[7]
-            )
+            of_entry, of_filters = any(needs[:5]), needs[6] or needs[7]
+            if runs_bf16(rule, ctx.dtype, u):
+                s, shortcut = enter(u, planes, entry, rule, rule.projection is not None, dtype=torch.bfloat16)
+                signs, scale = bare_signs(weight, gain, mask, moments[0], rule)
+                of_s, of_full = gradients_bf16(gradient, s, signs, scale, rule.geometry, of_entry, of_filters)
+            else:
+                power = small_power(weight, ctx.dtype)
+                s, shortcut = enter(u, planes, entry, rule, rule.projection is not None, power)
+                full = weights.rebuild(weight, gain, mask, moments[0], rule.weight, rule.alpha).to(ctx.dtype)
+                of_s, of_full = convolution_gradients(
+                    gradient.to(ctx.dtype), s.to(ctx.dtype), full, rule.geometry, of_entry, of_filters
+                )
+                if of_full is not None:
+                    # s was power * sign.
+                    of_full = of_full.to(torch.promote_types(of_full.dtype, torch.float32))
+                    of_full = of_full if power == 1 else of_full / power
             of_weight = of_gain = of_projection = of_projection_gain = None
             if of_full is not None:
-                # s was power * sign.
-                of_full = of_full.to(torch.promote_types(of_full.dtype, torch.float32))
-                of_full = of_full if power == 1 else of_full / power
                 of_weight, of_gain = weights.gradients(of_full, weight, gain, mask, moments[0], rule.weight, rule.alpha)
             of_shortcut: Tensor | None = None
             if rule.projection is not None:
@@ -129,7 +147,7 @@ class UnitStep(torch.autograd.Function):
                     projection_weight, projection_gain, projection_mask, moments[1], rule.projection
                 ).to(ctx.dtype)
                 of_shortcut, of_full = convolution_gradients(
-                    incoming, shortcut.to(ctx.dtype), full, POINTWISE, of_entry, needs[9] or needs[10]
+                    gradient.to(ctx.dtype), shortcut.to(ctx.dtype), full, POINTWISE, of_entry, needs[9] or needs[10]
                 )
                 if of_full is not None:
                     of_projection, of_projection_gain = weights.gradients(

@@ -1,4 +1,4 @@
-"""Fast modes: the same numbers, or a refusal."""
+"""Fast modes: the same numbers, numbers as near as promised, or a refusal."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from bnfree.backbones import ReActNet18, ReActNetA
 from bnfree.errors import InputError
 from bnfree.lean import blocks, fast, unit
 
+needs_bf16 = pytest.mark.skipif(not fast.bf16_works(), reason="this CPU does not multiply bfloat16")
 needs_int8 = pytest.mark.skipif(not fast.int8_works(), reason="no 8-bit convolutions by oneDNN here")
 
 
@@ -62,6 +63,10 @@ def test_unknown_and_unavailable_modes(monkeypatch):
     monkeypatch.setattr(fast, "int8_works", lambda: False)
     with pytest.raises(InputError, match="int8_forward.*does not work here"):
         ReActNet18(width=4).fast = "int8_forward"
+    monkeypatch.setattr(fast, "bf16_works", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="bf16_backward.*does not work here.*AVX512-BF16"):
+        ReActNet18(width=4).fast = ["bf16_backward"]
 
 
 def test_a_wrong_convolution_is_found_out(monkeypatch):
@@ -72,3 +77,104 @@ def test_a_wrong_convolution_is_found_out(monkeypatch):
         assert not fast.int8_works()
     finally:
         fast.int8_works.cache_clear()
+
+
+def gradients(network, x):
+    """Output and gradients of a loss."""
+    network.zero_grad()
+    x = x.clone().requires_grad_()
+    y = network(x)
+    F.cross_entropy(y.double(), torch.arange(len(x)) % y.shape[1]).backward()
+    return {"output": y.detach(), "images": x.grad, **{name: p.grad for name, p in network.named_parameters()}}
+
+
+def spread(network):
+    """Weights in general position, so that rounding turns no sign over."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "shift" in name:
+                parameter.normal_(std=0.3, generator=generator)
+            elif "gain" in name:
+                parameter.normal_(1, 0.3, generator=generator)
+    return network
+
+
+def errors(network, x, modes):
+    """Relative errors of all gradients in fast modes; the output has to be the same."""
+    network.fast = ()
+    exact = gradients(network, x)
+    network.fast = modes
+    quick = gradients(network, x)
+    assert torch.equal(exact["output"], quick["output"])
+    return {name: ((quick[name] - exact[name]).norm() / exact[name].norm()).item() for name in exact}
+
+
+@needs_bf16
+@pytest.mark.parametrize("kind", [ReActNet18, ReActNetA])
+@pytest.mark.parametrize("density", [None, 0.4])
+def test_bf16_backward_is_as_near_as_promised(kind, density):
+    torch.manual_seed(0)
+    network = spread(kind(width=16, stem="cifar"))
+    if density:
+        for module in network.body.modules():
+            if hasattr(module, "set_mask"):
+                module.set_mask(torch.rand(module.weight.shape) < density)
+    found = sorted(errors(network, torch.randn(16, 3, 32, 32), "bf16_backward").values())
+    # Values rounded to 8 bits on their way through all units, but not added up in 8 bits.
+    assert 0 < found[len(found) // 2] < 2**-9
+    assert found[-1] < 2**-7
+
+
+@pytest.mark.parametrize("scale", [[1.0, -0.5, 2.0, 1.0], [0.25, 1.0, 1.0, -4.0]])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_convolutions_in_bf16_round_nothing_but_gradients(scale, stride):
+    generator = torch.Generator().manual_seed(0)
+    s = torch.randint(0, 2, (2, 6, 7, 5), generator=generator).mul_(2).sub_(1).double()
+    signs, scale = torch.randint(-1, 2, (4, 6, 3, 3), generator=generator).double(), torch.tensor(scale)
+    effective = (signs * scale.view(-1, 1, 1, 1)).requires_grad_()
+    s.requires_grad_()
+    y = F.conv2d(s, effective, None, stride, 1)
+    # Small integers, whose sums bfloat16 holds.
+    gradient = torch.randint(-1, 2, y.shape, generator=generator).double()
+    y.backward(gradient)
+    of_s, of_filters = fast.gradients_bf16(
+        gradient.float(), s.detach().bfloat16(), signs.float(), scale, fast.Geometry(stride, 1, 1), True, True
+    )
+    assert torch.equal(of_s.double(), s.grad)
+    assert torch.equal(of_filters.double(), effective.grad)
+
+
+@needs_bf16
+def test_a_filter_with_gain_zero_has_a_gradient_in_bf16():
+    torch.manual_seed(0)
+    network = spread(ReActNet18(width=8))
+    layer = network.body[1][1].convolution
+    with torch.no_grad():
+        layer.gain[3:6] = 0
+    x = torch.randn(16, 3, 32, 32)
+    exact, network.fast = gradients(network, x), "bf16_backward"
+    quick = gradients(network, x)
+    of_gain = [result["body.1.1.convolution.gain"].flatten()[3:6] for result in (exact, quick)]
+    assert of_gain[0].abs().min() > 0
+    torch.testing.assert_close(*reversed(of_gain), rtol=2e-2, atol=0)
+    assert quick["body.1.1.convolution.weight"][3:6].abs().max() == 0
+
+
+@needs_bf16
+@pytest.mark.parametrize("options", [{"binary_weights": False}, {"norm": "batch_norm", "binary_weights": False}])
+def test_bf16_is_left_to_binary_weights_in_single_precision(options, monkeypatch):
+    monkeypatch.setattr(unit, "gradients_bf16", lambda *_: pytest.fail("bfloat16 where it is not promised"))
+    x = torch.randn(2, 3, 16, 16)
+    ReActNet18(width=4, fast=["bf16_backward"], **options)(x).sum().backward()
+    ReActNet18(width=4, fast=["bf16_backward"]).double()(x.double()).sum().backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        ReActNet18(width=4, fast=["bf16_backward"])(x).sum().backward()
+
+
+@needs_bf16
+def test_bf16_backward_repeats_bit_for_bit():
+    torch.manual_seed(0)
+    network, x = spread(ReActNet18(width=8, fast=["bf16_backward"])), torch.randn(4, 3, 16, 16)
+    first, second = gradients(network, x), gradients(network, x)
+    assert all(torch.equal(first[name], second[name]) for name in first)
