@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bnfree.lean import kernels
-from bnfree.lean.blocks import Planes, put, slot
+from bnfree.lean.blocks import Planes, part, put, slot
 from bnfree.lean.refusal import once
 
 
@@ -62,8 +62,14 @@ def signs(
         memory: for the result, of `dtype`.
     """
     scaled = x if beta is None else x.to(torch.promote_types(x.dtype, threshold.dtype)) * beta
-    above = torch.ge(scaled, threshold).to(dtype) if memory is None else torch.ge(scaled, threshold, out=memory)
-    return above.mul_(2) if dtype == torch.uint8 else above.mul_(2 * magnitude).sub_(magnitude)
+    if torch.compiler.is_compiling():
+        above = torch.ge(scaled, threshold).to(dtype)
+    else:
+        above = torch.ge(scaled, threshold, out=torch.empty_like(x, dtype=dtype) if memory is None else memory)
+    if dtype == torch.uint8:
+        return above.mul_(2)
+    torch.threshold_(above, 0, -1)
+    return above if magnitude == 1 else above.mul_(magnitude)
 
 
 def channel_sum(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -88,7 +94,7 @@ class LeanRPReLU(torch.autograd.Function):
         parameters = [planes.per_channel(p.to(x.dtype)) for p in (shift_in, slope, shift_out)]
         source, target = planes.view(x), planes.empty(x)
         for block in planes.blocks:
-            _, y = rprelu(source[:, block], *(p[:, block] for p in parameters if p is not None))
+            _, y = rprelu(part(source, block, 1), *(part(p, block, 1) for p in parameters))
             target = put(target, block, y)
         assert target is not None
         return target.view(x.shape)
@@ -115,9 +121,9 @@ class LeanRPReLU(torch.autograd.Function):
             source, incoming, target = planes.view(x), planes.view(gradient), planes.empty(x)
             blocks = []
             for block in planes.blocks:
-                t = source[:, block] + shifts[:, block]
+                t = part(source, block, 1) + part(shifts, block, 1)
                 memory = slot(target, block, t.dtype)
-                of_x, block_sums = rprelu_gradients(t, incoming[:, block], slopes[:, block], memory)
+                of_x, block_sums = rprelu_gradients(t, part(incoming, block, 1), part(slopes, block, 1), memory)
                 target = put(target, block, of_x, memory=memory)
                 blocks.append(block_sums)
             assert target is not None
@@ -139,7 +145,7 @@ class LeanRSign(torch.autograd.Function):
         source, target = planes.view(x), planes.empty(x)
         for block in planes.blocks:
             memory = slot(target, block, x.dtype)
-            s = signs(source[:, block], thresholds[:, block], beta, x.dtype, memory=memory)
+            s = signs(part(source, block, 1), part(thresholds, block, 1), beta, x.dtype, memory=memory)
             target = put(target, block, s, memory=memory)
         assert target is not None
         return target.view(x.shape)
@@ -165,9 +171,9 @@ class LeanRSign(torch.autograd.Function):
             source, incoming, target = planes.view(x), planes.view(gradient), planes.empty(x)
             blocks = []
             for block in planes.blocks:
-                v = presign(source[:, block], shifts[:, block], beta)
+                v = presign(part(source, block, 1), part(shifts, block, 1), beta)
                 memory = slot(target, block, v.dtype)
-                of_v = torch.mul(ctx.slope(v), incoming[:, block], out=memory)
+                of_v = torch.mul(ctx.slope(v), part(incoming, block, 1), out=memory)
                 blocks.append(channel_sum(of_v, sum_dtype(of_v.dtype)).unsqueeze(0))
                 target = put(target, block, of_v if beta is None else of_v.mul_(beta), x.dtype, memory)
             assert target is not None

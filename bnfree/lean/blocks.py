@@ -7,6 +7,8 @@ fuses such chains itself) and for tensors in another format than the default the
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -20,11 +22,20 @@ WHOLE = [slice(None)]
 
 def row_blocks(rows: int, row_size: int, device: torch.device) -> list[slice]:
     """Cuts `rows` rows of `row_size` elements into blocks."""
-    block = BLOCK * torch.get_num_threads() if device.type == "cpu" and not torch.compiler.is_compiling() else 0
-    if rows * row_size <= FEWEST_BLOCKS * block or block == 0 or rows == 0:
+    if rows * row_size <= FEWEST_BLOCKS * BLOCK or device.type != "cpu" or torch.compiler.is_compiling():
+        return WHOLE
+    block = BLOCK * torch.get_num_threads()
+    if rows * row_size <= FEWEST_BLOCKS * block:
         return WHOLE
     step = max(1, block // row_size)
     return [slice(start, start + step) for start in range(0, rows, step)]
+
+
+def part(x: Tensor | None, block: slice, dim: int = 0) -> Any:
+    """A block of `x`, None of None; the only block is `x` itself, without the call of an operator."""
+    if x is None or block is WHOLE[0]:
+        return x
+    return x[block] if dim == 0 else x[:, block]
 
 
 class Planes:
@@ -43,11 +54,11 @@ class Planes:
         self.whole = self.blocks is WHOLE
 
     def view(self, x: Tensor) -> Tensor:
-        """`x` (N, C', H', W') as blocks see it, to be indexed with `[:, block]`."""
+        """`x` (N, C', H', W') as blocks see it, to be cut with `part(x, block, 1)`."""
         return x if self.whole else x.reshape(1, -1, *x.shape[2:])
 
     def per_channel(self, parameter: Tensor | None) -> Tensor | None:
-        """A parameter (C,), as (1, C, 1, 1) or repeated for every plane, to be indexed with `[:, block]`."""
+        """A parameter (C,), as (1, C, 1, 1) or repeated for every plane, to be cut with `part(x, block, 1)`."""
         if parameter is None:
             return None
         return (parameter if self.whole else parameter.repeat(self.images)).view(1, -1, 1, 1)
@@ -87,10 +98,10 @@ def put(
     if target is None:
         return value if dtype is None else value.to(dtype)
     if value is not memory:
-        target[:, block].copy_(value)
+        part(target, block, 1).copy_(value)
     return target
 
 
 def slot(target: Tensor | None, block: slice, dtype: torch.dtype) -> Tensor | None:
     """Where an operator may write a block's result itself: its part of `target`, if that is of the dtype."""
-    return None if target is None or target.dtype != dtype else target[:, block]
+    return None if target is None or target.dtype != dtype else part(target, block, 1)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from bnfree.lean import kernels
 from bnfree.lean.activations import channel_sum, presign, rprelu, rprelu_gradients, signs, sum_dtype
-from bnfree.lean.blocks import Planes, put, slot
+from bnfree.lean.blocks import Planes, part, put, slot
 from bnfree.lean.geometry import Geometry
 from bnfree.lean.weights import WeightRule
 
@@ -73,17 +73,17 @@ def enter(
     if kernels.applies(u, *entry[:4]):
         shortcut = u.new_empty(shape) if with_shortcut else None
         return kernels.enter(u, entry[:3], entry.shift, entry.beta, magnitude, dtype, shortcut), shortcut
-    parameters = [planes.per_channel(_cast(p, u)) for p in entry[:3]]
+    parameters = _parameters(planes, entry, u)
     threshold = planes.per_channel(-entry.shift)
     assert threshold is not None
     source, s = planes.view(u), planes.empty(u, dtype=dtype)
     shortcut = planes.empty(u, *shape) if with_shortcut else None
     for block in planes.blocks:
-        x = source[:, block]
+        x = part(source, block, 1)
         if parameters[0] is not None:
-            _, x = rprelu(x, *(p[:, block] for p in parameters if p is not None))
+            _, x = rprelu(x, *(part(p, block, 1) for p in parameters))
         memory = slot(s, block, dtype)
-        s = put(s, block, signs(x, threshold[:, block], entry.beta, dtype, magnitude, memory), memory=memory)
+        s = put(s, block, signs(x, part(threshold, block, 1), entry.beta, dtype, magnitude, memory), memory=memory)
         if with_shortcut:
             if rule.pool:
                 x = _pool(x if entry.beta is None else x * entry.beta.to(x.dtype))
@@ -108,16 +108,16 @@ def combine(
         _, shortcut = (None, u) if entry.slope is None else rprelu(u, *_whole_parameters(entry, u))
         return (y if scale is None else y.mul_(scale.view(1, -1, 1, 1))).add_(shortcut)
     scales = out.per_channel(scale)
-    parameters = [out.per_channel(_cast(p, u)) for p in entry[:3]]
+    parameters = _parameters(out, entry, u) if shortcut is None else [None]
     source, target = out.view(u if shortcut is None else shortcut), out.view(y)
     for block in out.blocks:
-        x = source[:, block]
+        x = part(source, block, 1)
         if shortcut is None and parameters[0] is not None:
-            _, x = rprelu(x, *(p[:, block] for p in parameters if p is not None))
-        part = target[:, block]
+            _, x = rprelu(x, *(part(p, block, 1) for p in parameters))
+        place = part(target, block, 1)
         if scales is not None:
-            part.mul_(scales[:, block])
-        part.add_(x)
+            place.mul_(part(scales, block, 1))
+        place.add_(x)
     return y
 
 
@@ -125,12 +125,11 @@ def leave(
     u: Tensor, planes: Planes, entry: Entry, rule: UnitRule, of_s: Tensor, of_shortcut: Tensor | None
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Gradients of u, which may be in the memory of `of_s`, and of the entry's parameters."""
-    of_s = of_s.to(u.dtype)
-    of_shortcut = None if of_shortcut is None else of_shortcut.to(u.dtype)
+    of_s, of_shortcut = of_s.to(u.dtype), _cast(of_shortcut, u)
     if kernels.applies(u, *entry[:4], of_s, of_shortcut) and kernels.estimator_code(rule.slope) is not None:
         sums = kernels.leave(u, entry[:3], entry.shift, entry.beta, rule.slope, of_s, of_shortcut, of_s)
         return of_s, [*([None] * 3 if entry.slope is None else sums[:3].unbind()), sums[3]]
-    parameters = [planes.per_channel(_cast(p, u)) for p in entry[:3]]
+    parameters = _parameters(planes, entry, u)
     shift = planes.per_channel(entry.shift)
     assert shift is not None
     source, outgoing = planes.view(u), planes.view(of_s)
@@ -140,22 +139,22 @@ def leave(
     beta = entry.beta
     for block in planes.blocks:
         memory = None
-        t = x = source[:, block]
+        t = x = part(source, block, 1)
         if parameters[0] is not None:
-            t, x = rprelu(x, *(p[:, block] for p in parameters if p is not None))
-        v = presign(x, shift[:, block], beta)
-        of_x = rule.slope(v) * outgoing[:, block]
+            t, x = rprelu(x, *(part(p, block, 1) for p in parameters))
+        v = presign(x, part(shift, block, 1), beta)
+        of_x = rule.slope(v) * part(outgoing, block, 1)
         of_shift = channel_sum(of_x, sum_dtype(of_x.dtype)).unsqueeze(0)
         of_x = of_x.to(u.dtype) if beta is None else of_x.mul_(beta).to(u.dtype)
         if residual is not None:
-            back = residual[:, block]
+            back = part(residual, block, 1)
             if rule.pool:
                 back = _pool_gradient(back, x)
                 back = back if beta is None else back.mul_(beta.to(back.dtype))
             of_x.add_(back)
         if parameters[1] is not None:
             memory = slot(target, block, of_x.dtype)
-            of_x, of_rprelu = rprelu_gradients(t, of_x, parameters[1][:, block], memory)
+            of_x, of_rprelu = rprelu_gradients(t, of_x, part(parameters[1], block, 1), memory)
             of_shift = torch.cat([of_rprelu, of_shift])
         blocks.append(of_shift)
         target = put(target, block, of_x, memory=memory)
@@ -165,7 +164,14 @@ def leave(
 
 
 def _cast(parameter: Tensor | None, like: Tensor) -> Tensor | None:
-    return None if parameter is None else parameter.to(like.dtype)
+    return parameter if parameter is None or parameter.dtype == like.dtype else parameter.to(like.dtype)
+
+
+def _parameters(planes: Planes, entry: Entry, like: Tensor) -> list[Tensor | None]:
+    """Those of the RPReLU, as blocks see them."""
+    if entry.slope is None:
+        return [None] * 3
+    return [planes.per_channel(_cast(p, like)) for p in entry[:3]]
 
 
 def _whole_parameters(entry: Entry, like: Tensor) -> list[Tensor]:

@@ -1,11 +1,12 @@
 """Latent weight -> standardise -> binarise -> mask -> gain, and back, from the weight and five numbers a row.
 
-The formulas are those of `bnfree.convolution`; a row is one filter of n surviving weights, root = max(std, 1e-15):
+The formulas are those of `bnfree.convolution`; a row is one filter of n surviving weights, and
+norm = sqrt(n) * max(std, 1e-15):
 
-    value = (w - centre) / divisor,   divisor = (root + eps) * sqrt(n)
+    value = (w - centre) / divisor,   divisor = norm + eps * sqrt(n)
     dL/dw = h / divisor - (w - centre) * curvature * sum(h * (w - centre)) - share * sum(h) / divisor
 
-where h = dL/dvalue, curvature = 1 / (divisor * (root + eps) * root * n) and share = 1 / n. Rows that are not
+where h = dL/dvalue, curvature = 1 / (divisor^2 * norm) and share = 1 / n. Rows that are not
 standardised (plain weights, survivors that are all equal) have centre, curvature and share 0. A binary weight is
 scale * sign(value) with scale = mean|value|, a constant; through it h is the gradient of the sign, divided by the scale
 and cut off where |value| > 1.
@@ -18,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bnfree.lean.blocks import row_blocks
+from bnfree.lean.blocks import part, row_blocks
 
 SMALLEST_ROOT = 1e-15
 
@@ -49,19 +50,19 @@ def prepare(weight: Tensor, gain: Tensor | None, mask: Tensor | None, rule: Weig
     values = None if len(blocks) == 1 else torch.empty_like(rows)
     moments = []
     for block in blocks:
-        centred, block_moments = _centre(rows[block], None if kept is None else kept[block], rule)
-        divisor = block_moments[1].unsqueeze(1)
+        survivors = part(kept, block)
+        centred, block_moments = _centre(part(rows, block), survivors, rule)
         if rule.binary:
-            count = centred.shape[1] if kept is None else kept[block].sum(1).clamp(min=1)
-            block_moments.append(centred.abs().sum(1) / (block_moments[1] * count))
+            count = centred.shape[1] if survivors is None else survivors.sum(1).clamp(min=1)
+            block_moments.append(centred.abs().sum(1).div_(block_moments[1] * count))
             value = _signs(centred)
-            if kept is not None:
-                value.mul_(kept[block])
+            if survivors is not None:
+                value.mul_(survivors)
         else:
             block_moments.append(torch.zeros_like(block_moments[0]))
-            value = centred.div_(divisor)
+            value = centred.div_(block_moments[1].unsqueeze(1))
             if gain is not None:
-                value.mul_(gain.view(-1, 1)[block])
+                value.mul_(part(gain.view(-1, 1), block))
         moments.append(torch.stack(block_moments))
         values = _put(values, block, value)
     assert values is not None
@@ -81,13 +82,15 @@ def rebuild(
     values = None if len(blocks) == 1 else torch.empty_like(rows)
     multiplier = moments[4] if rule.binary else 1 / moments[1]
     multiplier = (multiplier * factor if gain is None else multiplier * gain.view(-1) * factor).unsqueeze(1)
+    centre = moments[0].unsqueeze(1)
     for block in blocks:
-        value = _centred(rows[block], None if kept is None else kept[block], moments[0, block].unsqueeze(1), rule)
+        survivors = part(kept, block)
+        value = _centred(part(rows, block), survivors, part(centre, block), rule)
         if rule.binary:
             value = _signs(value)
-            if kept is not None:
-                value.mul_(kept[block])
-        value.mul_(multiplier[block])
+            if survivors is not None:
+                value.mul_(survivors)
+        value.mul_(part(multiplier, block))
         values = _put(values, block, value)
     assert values is not None
     return _unmatrix(values, weight)
@@ -120,27 +123,28 @@ def gradients(
     window = rule.binary and (not rule.standardize or mask is not None or rows.shape[1] == 1)
     strength = torch.full_like(divisor, factor) if gain is None else gain.view(-1, 1) * factor
     if rule.binary:
-        strength = strength * (scale > 0)
+        strength = strength * scale.sign()
     inward = strength / divisor
+    if rule.standardize:
+        bend, share = strength * curvature, inward * share
     blocks = row_blocks(len(rows), rows.shape[1], weight.device)
     results = None if len(blocks) == 1 else torch.empty_like(rows)
     of_gain = []
     for block in blocks:
-        h, row = incoming[block], rows[block]
-        if kept is not None:
-            h = h * kept[block]
-        centred = _centred(row, None if kept is None else kept[block], centre[block], rule)
+        h, survivors = part(incoming, block), part(kept, block)
+        if survivors is not None:
+            h = h * survivors
+        centred = _centred(part(rows, block), survivors, part(centre, block), rule)
         if gain is not None:
-            of_gain.append((_signs(centred.clone()) if rule.binary else centred).mul(h).sum(1))
+            of_gain.append((_signs(centred.clone()).mul_(h) if rule.binary else centred * h).sum(1))
         if window:
-            h = h * (centred / divisor[block]).abs_().le_(1)
-        result = h * inward[block]
+            h = h * (centred / part(divisor, block)).abs_().le_(1)
+        result = h * part(inward, block)
         if rule.standardize:
-            inner = (h * centred).sum(1, keepdim=True).mul_(strength[block]).mul_(curvature[block])
-            mean = h.sum(1, keepdim=True).mul_(inward[block]).mul_(share[block])
-            result.sub_(centred.mul_(inner)).sub_(mean)
-            if kept is not None:
-                result.mul_(kept[block])
+            inner = (h * centred).sum(1, keepdim=True).mul_(part(bend, block))
+            result.addcmul_(centred, inner, value=-1).sub_(h.sum(1, keepdim=True).mul_(part(share, block)))
+            if survivors is not None:
+                result.mul_(survivors)
         results = _put(results, block, result)
     assert results is not None
     gain_gradient = None
@@ -154,18 +158,19 @@ def gradients(
 def _centre(rows: Tensor, kept: Tensor | None, rule: WeightRule) -> tuple[Tensor, list[Tensor]]:
     """The centred rows, new memory, 0 where masked; and centre, divisor, curvature, share of each."""
     size = rows.shape[1]
-    zero, one = rows.new_zeros(len(rows)), rows.new_ones(len(rows))
-    if not rule.standardize:
-        return (rows.clone() if kept is None else rows * kept), [zero, one, zero, zero]
+    if not rule.standardize or (kept is None and size == 1):
+        zero, one = rows.new_zeros(len(rows)), rows.new_ones(len(rows))
+        divisor = one + rule.eps if rule.standardize else one
+        return (rows.clone() if kept is None else rows * kept), [zero, divisor, zero, zero]
     if kept is None:
-        if size == 1:
-            return rows.clone(), [zero, one + rule.eps, zero, zero]
         centre = rows.mean(1)
         centred = rows - centre.unsqueeze(1)
-        root = (torch.linalg.vector_norm(centred, dim=1) / size**0.5).clamp(min=SMALLEST_ROOT)
-        divisor = (root + rule.eps) * size**0.5
-        curvature = (root > SMALLEST_ROOT) / (divisor * (root + rule.eps) * root * size)
-        return centred, [centre, divisor, curvature, one / size]
+        smallest = SMALLEST_ROOT * size**0.5
+        norm = torch.linalg.vector_norm(centred, dim=1)
+        divisor = norm.clamp(min=smallest).add_(rule.eps * size**0.5)
+        # Rows without a spread have the curvature 0.
+        curvature = torch.threshold(norm, smallest, torch.inf).mul_(divisor).mul_(divisor).reciprocal_()
+        return centred, [centre, divisor, curvature, torch.full_like(centre, 1 / size)]
     count = kept.sum(1).to(rows.dtype).clamp(min=1)
     surviving = rows * kept
     centre = surviving.sum(1) / count
@@ -190,20 +195,23 @@ def _centred(rows: Tensor, kept: Tensor | None, centre: Tensor, rule: WeightRule
 
 
 def _signs(x: Tensor) -> Tensor:
-    return x.ge_(0).mul_(2).sub_(1)
+    """In the memory of `x`: +1 where it is at least 0, else -1."""
+    return torch.threshold_(x.ge_(0), 0, -1)
 
 
 def _put(target: Tensor | None, block: slice, value: Tensor) -> Tensor:
     if target is None:
         return value
-    target[block] = value
+    part(target, block).copy_(value)
     return target
 
 
 def _rows_of(weight: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Weight, at least in float32, and mask as matrices with a filter in each row."""
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    return _matrix(weight, weight).to(wide), None if mask is None else _matrix(mask, weight)
+    rows = _matrix(weight, weight)
+    if weight.dtype not in (torch.float32, torch.float64):
+        rows = rows.float()
+    return rows, None if mask is None else _matrix(mask, weight)
 
 
 def as_rows(weight: Tensor) -> Tensor:
@@ -213,7 +221,7 @@ def as_rows(weight: Tensor) -> Tensor:
 
 def _matrix(x: Tensor, weight: Tensor) -> Tensor:
     if weight.is_contiguous() or not weight.is_contiguous(memory_format=torch.channels_last):
-        return x.reshape(len(x), -1)
+        return x.flatten(1)
     return x.permute(0, 2, 3, 1).reshape(len(x), -1)
 
 
