@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import openvino as ov
@@ -17,6 +18,17 @@ from bnfree.packing.openvino_model import build_model
 
 # A model is compiled for one shape of images; evaluations have two, full batches and the last one.
 COMPILED_MODELS = 4
+
+
+@cache
+def one_core() -> ov.Core:
+    """The only `Core` of the process.
+
+    Each has its own CPU plugin, which takes over the thread's alternate signal stack and gives back the one that it
+    found. Of two plugins the later gives back that of the earlier, which may be gone: the next signal then ends the
+    process, for instance when a worker of a DataLoader exits.
+    """
+    return ov.Core()
 
 
 class OpenVINONetwork:
@@ -40,7 +52,7 @@ class OpenVINONetwork:
     @classmethod
     def of_file(cls, path: str | os.PathLike[str]) -> OpenVINONetwork:
         """The network of an `.xml` file, beside which lies its `.bin`."""
-        model = ov.Core().read_model(path)
+        model = one_core().read_model(path)
 
         def reshaped(shape: tuple[int, int, int, int]) -> ov.Model:
             copy = model.clone()
@@ -62,7 +74,7 @@ class OpenVINONetwork:
             # Rounding to bfloat16, its default on some processors, turns activations over.
             options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
             model = self._model(tuple(images.shape))  # type: ignore[arg-type]
-            self._compiled[key] = ov.Core().compile_model(model, "CPU", options)
+            self._compiled[key] = one_core().compile_model(model, "CPU", options)
         self._compiled.move_to_end(key)
         logits = self._compiled[key](images.contiguous(memory_format=torch.contiguous_format).numpy())[0]
         return torch.from_numpy(logits.copy())

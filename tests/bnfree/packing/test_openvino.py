@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
+import packable_networks
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -86,3 +91,34 @@ def test_a_saved_model_takes_other_shapes(tmp_path):
 
     model = openvino.Core().read_model(tmp_path / "network.xml")
     assert model.get_rt_info(["bnfree", "mean"]).astype(str) == "(0.5, 0.25)"
+
+
+SIGNALS = """
+import gc, os, signal
+import torch
+from packable_networks import TwoUnits, scatter
+from bnfree.packing import pack
+signal.signal(signal.SIGUSR1, lambda *_: None)
+first = pack(scatter(TwoUnits(width=8)), engine="openvino")
+first(torch.zeros(1, 2, 8, 8))
+second = pack(scatter(TwoUnits(width=8)), engine="openvino")
+second(torch.zeros(1, 2, 8, 8))
+second(torch.zeros(2, 2, 8, 8))
+del first
+gc.collect()
+del second
+gc.collect()
+os.kill(os.getpid(), signal.SIGUSR1)
+print("alive")
+"""
+
+
+def test_signals_reach_a_process_whose_networks_are_gone():
+    run = subprocess.run(
+        [sys.executable, "-c", SIGNALS],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=Path(packable_networks.__file__).parent,
+    )
+    assert (run.returncode, run.stdout) == (0, "alive\n"), run.stderr
