@@ -8,6 +8,9 @@ autocast and `torch.compile`, elsewhere it changes nothing.
 in it, and the scale of the weights is put on the incoming gradient, so that what is rounded is that gradient and the
 two results, to 8 bits each. Used for float32 networks with binary weights outside autocast, on CPUs that multiply
 bfloat16 and on CUDA devices.
+
+`half_saved`: what each unit keeps for the backward pass is its input in float16, half the bytes; the forward pass stays
+the same. See `bnfree.lean.storage` for how it is rounded. Used for float32 networks on every device.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from bnfree.lean.convolution import convolution_gradients
 from bnfree.lean.elementwise import UnitRule
 from bnfree.lean.geometry import Geometry
 
-FAST_MODES = ("int8_forward", "bf16_backward")
+FAST_MODES = ("int8_forward", "bf16_backward", "half_saved")
 
 FEWEST_POSITIONS = 512
 

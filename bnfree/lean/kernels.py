@@ -151,6 +151,16 @@ def leave(
     return sums.view(4, images, channels).sum(1)
 
 
+def round_to_half(u: Tensor, parameters: Sequence[Tensor | None], shift: Tensor, beta: Tensor | None) -> Tensor:
+    """`u` (N, C, H, W), float32, rounded to float16 as `bnfree.lean.storage` says; parameters as in `enter`."""
+    from bnfree.lean.numba_storage import round_planes
+
+    target = torch.empty_like(u)
+    thresholds = -shift.detach()
+    _run(round_planes, u, _array(u), _stack(parameters, u), thresholds.numpy(), _scalar(beta, u), _array(target))
+    return target
+
+
 def _run(kernel: Callable[..., None], x: Tensor, *arguments: Any) -> None:
     """Calls a kernel on ranges of the planes of `x`, one for each thread."""
     planes = x.shape[0] * x.shape[1]

@@ -28,6 +28,7 @@ from bnfree.lean.elementwise import Entry, UnitRule, combine, enter, leave
 from bnfree.lean.fast import convolve_int8, gradients_bf16, runs_bf16, runs_int8
 from bnfree.lean.geometry import Geometry
 from bnfree.lean.refusal import once
+from bnfree.lean.storage import runs_half_saved, to_half
 from bnfree.lean.weights import PreparedWeight
 
 POINTWISE = Geometry(1, 0, 1)
@@ -93,8 +94,8 @@ class UnitStep(torch.autograd.Function):
         projection_gain: Tensor | None,
         projection_mask: Tensor | None,
         rule: UnitRule,
-    ) -> tuple[Tensor, Tensor]:
-        """The next pre-activation, and the moments of both weights (1 or 2, 5, O)."""
+    ) -> tuple[Tensor, ...]:
+        """The next pre-activation, the moments of both weights (1 or 2, 5, O), and what is kept in place of `u`."""
         prepared = weights.prepare(weight, gain, mask, rule.weight)
         moments, projection = [prepared.moments], None
         if rule.projection is not None:
@@ -102,24 +103,27 @@ class UnitStep(torch.autograd.Function):
             projection = weights.prepare(projection_weight, projection_gain, projection_mask, rule.projection)
             moments.append(projection.moments)
         entry = Entry(shift_in, slope, shift_out, shift, beta)
-        return unit_forward(u, entry, prepared, projection, rule), torch.stack(moments)
+        results = unit_forward(u, entry, prepared, projection, rule), torch.stack(moments)
+        return (*results, to_half(u, Planes(u), entry)) if runs_half_saved(rule, u) else results
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        """Keeps the input, the parameters and the moments."""
-        *tensors, ctx.rule = inputs
-        ctx.dtype = compute_dtype(tensors[0])
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(*tensors, output[1])
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Keeps the input, or what stands for it, the parameters and the moments."""
+        u, *parameters, ctx.rule = inputs
+        _, moments, *half = output
+        ctx.dtype, ctx.input_dtype = compute_dtype(u), u.dtype
+        ctx.mark_non_differentiable(moments, *half)
+        ctx.save_for_backward(*(half or [u]), *parameters, moments)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of u and of all parameters."""
         (u, shift_in, slope, shift_out, shift, beta, weight, gain, mask,
          projection_weight, projection_gain, projection_mask, moments) = ctx.saved_tensors  # fmt: skip
         entry, rule = Entry(shift_in, slope, shift_out, shift, beta), ctx.rule
         needs = ctx.needs_input_grad
         with torch.no_grad():
+            u = u.to(ctx.input_dtype)
             planes = Planes(u)
             of_entry, of_filters = any(needs[:5]), needs[6] or needs[7]
             if runs_bf16(rule, ctx.dtype, u):
