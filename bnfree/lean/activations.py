@@ -23,16 +23,15 @@ def rprelu(x: Tensor, shift_in: Tensor, slope: Tensor, shift_out: Tensor) -> tup
     return t, F.prelu(t, slope.view(-1)).add_(shift_out)
 
 
-def rprelu_gradients(t: Tensor, gradient: Tensor, slope: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Gradient of x, in `memory` if given, and the sums (3, C) of those of shift_in, slope and shift_out."""
+def rprelu_gradients(
+    t: Tensor, gradient: Tensor, slope: Tensor, memory: Tensor | None = None
+) -> tuple[Tensor, list[Tensor]]:
+    """Gradient of x, in `memory` if given, and those of shift_in, slope and shift_out, (C,) each; `t` is used up."""
     positive = torch.ops.aten.threshold_backward(gradient, t, 0)
     negative = gradient - positive
-    wide = sum_dtype(t.dtype)
-    above, below = channel_sum(positive, wide), channel_sum(negative, wide)
-    of_slope = channel_sum(t.mul_(negative), wide)
-    sums = torch.stack([above + slope.view(-1) * below, of_slope, above + below])
-    negative.mul_(slope)
-    return negative.add_(positive) if memory is None else torch.add(negative, positive, out=memory), sums
+    of_slope = channel_sum(t.mul_(negative))
+    of_x = torch.add(negative.mul_(slope), positive, out=memory)
+    return of_x, [channel_sum(of_x), of_slope, channel_sum(gradient)]
 
 
 def presign(x: Tensor, shift: Tensor, beta: Tensor | None) -> Tensor:
@@ -72,14 +71,11 @@ def signs(
     return above if magnitude == 1 else above.mul_(magnitude)
 
 
-def channel_sum(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sum over all but the channels."""
-    return x.sum((0, 2, 3), dtype=dtype)
-
-
-def sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Sums over a batch are taken at least in float32."""
-    return torch.promote_types(dtype, torch.float32)
+def channel_sum(x: Tensor) -> Tensor:
+    """Sum over all but the channels, at least in float32."""
+    if x.dtype in (torch.float32, torch.float64):
+        return x.sum((0, 2, 3))
+    return x.sum((0, 2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 class LeanRPReLU(torch.autograd.Function):
@@ -127,8 +123,8 @@ class LeanRPReLU(torch.autograd.Function):
                 target = put(target, block, of_x, memory=memory)
                 blocks.append(block_sums)
             assert target is not None
-            of_parameters = planes.channel_sums(blocks).to(slope.dtype)
-        return once(gradient, [target.view(x.shape), *of_parameters.unbind()])
+            of_parameters = [sums.to(slope.dtype) for sums in planes.channel_sums(blocks)]
+        return once(gradient, [target.view(x.shape), *of_parameters])
 
 
 class LeanRSign(torch.autograd.Function):
@@ -174,7 +170,7 @@ class LeanRSign(torch.autograd.Function):
                 v = presign(part(source, block, 1), part(shifts, block, 1), beta)
                 memory = slot(target, block, v.dtype)
                 of_v = torch.mul(ctx.slope(v), part(incoming, block, 1), out=memory)
-                blocks.append(channel_sum(of_v, sum_dtype(of_v.dtype)).unsqueeze(0))
+                blocks.append([channel_sum(of_v)])
                 target = put(target, block, of_v if beta is None else of_v.mul_(beta), x.dtype, memory)
             assert target is not None
             of_shift = planes.channel_sums(blocks)[0].to(shift.dtype)

@@ -73,10 +73,11 @@ class Planes:
         """
         return None if self.whole else self.view(like.new_empty(shape or like.shape, dtype=dtype))
 
-    def channel_sums(self, sums: list[Tensor]) -> Tensor:
-        """Adds up the blocks' sums (k, channels of the block) to (k, C)."""
-        total = sums[0] if len(sums) == 1 else torch.cat(sums, 1)
-        return total if self.whole else total.view(len(total), self.images, -1).sum(1)
+    def channel_sums(self, blocks: list[list[Tensor]]) -> list[Tensor]:
+        """Adds up sums over blocks, several (channels of the block,) for each, to sums over the tensor, (C,) each."""
+        if self.whole:
+            return blocks[0]
+        return [torch.cat(sums).view(self.images, -1).sum(0) for sums in zip(*blocks, strict=True)]
 
 
 def put(

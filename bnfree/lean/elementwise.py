@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bnfree.lean import kernels
-from bnfree.lean.activations import channel_sum, presign, rprelu, rprelu_gradients, signs, sum_dtype
+from bnfree.lean.activations import channel_sum, presign, rprelu, rprelu_gradients, signs
 from bnfree.lean.blocks import Planes, part, put, slot
 from bnfree.lean.geometry import Geometry
 from bnfree.lean.weights import WeightRule
@@ -144,7 +144,7 @@ def leave(
             t, x = rprelu(x, *(part(p, block, 1) for p in parameters))
         v = presign(x, part(shift, block, 1), beta)
         of_x = rule.slope(v) * part(outgoing, block, 1)
-        of_shift = channel_sum(of_x, sum_dtype(of_x.dtype)).unsqueeze(0)
+        sums = [channel_sum(of_x)]
         of_x = of_x.to(u.dtype) if beta is None else of_x.mul_(beta).to(u.dtype)
         if residual is not None:
             back = part(residual, block, 1)
@@ -155,11 +155,11 @@ def leave(
         if parameters[1] is not None:
             memory = slot(target, block, of_x.dtype)
             of_x, of_rprelu = rprelu_gradients(t, of_x, part(parameters[1], block, 1), memory)
-            of_shift = torch.cat([of_rprelu, of_shift])
-        blocks.append(of_shift)
+            sums = of_rprelu + sums
+        blocks.append(sums)
         target = put(target, block, of_x, memory=memory)
     assert target is not None
-    totals: list[Tensor | None] = list(planes.channel_sums(blocks).to(entry.shift.dtype).unbind())
+    totals = [total.to(entry.shift.dtype) for total in planes.channel_sums(blocks)]
     return target.view(u.shape), [*[None] * (4 - len(totals)), *totals]
 
 
