@@ -7,17 +7,19 @@ import warnings
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from bnfree.errors import InputError
 from bnfree.packing.layers import PackedLayers, PackedUnit
+from bnfree.packing.pixels import Normalization
 
 EngineName = Literal["auto", "numba", "torch", "openvino"]
 UnitEngine = Literal["numba", "torch"]
 # Package that an engine needs, and the extra that installs it.
 NEEDS = {"numba": "fast", "openvino": "openvino"}
 NetworkFunction = Callable[[Tensor], Tensor]
-"""From images (N, C, H, W), float32, to logits (N, num_classes) or to a trunk."""
+"""From images (N, C, H, W), normalised float32 or as far as it says 8-bit, to logits (N, num_classes) or to a trunk."""
 UnitFunction = Callable[[Tensor, Tensor], Tensor]
 """From the unit's input (N, I, H, W) and its shortcut (N, O, H', W') to its output, all float32."""
 
@@ -69,15 +71,30 @@ def prepare_unit(unit: PackedUnit, engine: UnitEngine) -> UnitFunction:
     return NumbaUnit(unit)
 
 
-def prepare_trunk(layers: PackedLayers, engine: UnitEngine) -> NetworkFunction:
-    """What computes a network up to its last unit, from images to (N, O, H', W')."""
+def prepare_trunk(
+    layers: PackedLayers, engine: UnitEngine, normalization: Normalization | None = None
+) -> NetworkFunction:
+    """What computes a network up to its last unit, from images to (N, O, H', W').
+
+    Args:
+        layers: the network.
+        engine: the engine.
+        normalization: of 8-bit images, which it takes then, too.
+    """
     if engine == "torch" or not layers.units:
         from bnfree.packing.torch_engine import TorchNetwork
 
-        return TorchNetwork(layers)
+        return accepting_pixels(TorchNetwork(layers), normalization)
     from bnfree.packing.numba_engine import NumbaNetwork
 
-    return NumbaNetwork(layers)
+    return NumbaNetwork(layers, normalization)
+
+
+def accepting_pixels(run: NetworkFunction, normalization: Normalization | None) -> NetworkFunction:
+    """What takes 8-bit images too, by normalising them first."""
+    if normalization is None:
+        return run
+    return lambda images: run(normalization(images) if images.dtype == torch.uint8 else images)
 
 
 def prepare_openvino(layers: PackedLayers) -> NetworkFunction:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from bnfree.errors import InputError
+from bnfree.packing.pixels import Normalization
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class NetworkInfo:
             value = getattr(self, name)
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
+
+    @property
+    def normalization(self) -> Normalization | None:
+        """How 8-bit images become the network's input, if that is known."""
+        return None if self.mean is None or self.std is None else Normalization(self.mean, self.std)
 
     def check(self, in_channels: int, num_classes: int) -> None:
         """Compares with a network.

@@ -16,7 +16,7 @@ from bnfree.packing.numba_unit import BLOCK
 from bnfree.packing.numba_vectors import compare
 
 
-def _pointer(kind: Any) -> Any:
+def pointer_to(kind: Any) -> Any:
     @intrinsic
     def pointer(typing_context: Any, address: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -27,7 +27,7 @@ def _pointer(kind: Any) -> Any:
     return pointer
 
 
-floats, words_at, offsets = (_pointer(kind) for kind in (types.float32, types.uint32, types.int64))
+floats, words_at, offsets = (pointer_to(kind) for kind in (types.float32, types.uint32, types.int64))
 
 
 @njit(error_model="numpy")

@@ -36,24 +36,21 @@ class UnitLayout:
         self.weights = _words_of(values > 0)
         self.masks = None if unit.weight.survivors is None else _words_of(values != 0)
         # What each tap adds where the image is, and where words of zeros are read instead: -1 for every channel.
-        taps = _filled(values.reshape(*values.shape[:2], -1), 0, self.blocks * BLOCK)
+        taps = filled(values.reshape(*values.shape[:2], -1), 0, self.blocks * BLOCK)
         self.survivors = np.abs(taps).sum(1, dtype=np.int32)
         self.at_sides = -taps.sum(1, dtype=np.int32)
         nothing = torch.zeros(out_channels) if following is None else following.thresholds
         rows = torch.stack([unit.weight.scale, *unit.rprelu, nothing]).numpy()
         self.constants = np.ascontiguousarray(
-            _filled(rows, 1, self.blocks * BLOCK).reshape(5, self.blocks, BLOCK).swapaxes(0, 1)
+            filled(rows, 1, self.blocks * BLOCK).reshape(5, self.blocks, BLOCK).swapaxes(0, 1)
         )
         self.constants[-1, 4, out_channels - self.blocks * BLOCK or BLOCK :] = np.inf
         self.thresholds = np.full(self.words * BLOCK, np.inf, np.float32)
         self.thresholds[: self.in_channels] = unit.thresholds.numpy()
 
     def cases(self, size: int) -> tuple[list[tuple[int, int]], NDArray[np.int64]]:
-        """Which taps meet an image of some height or width: the cases, and the case of each position of the output."""
-        starts = [position * self.unit.stride - self.padding for position in range(-(-size // self.unit.stride))]
-        inside = [(max(0, -start), min(self.kernel_size, size - start)) for start in starts]
-        cases = sorted(set(inside))
-        return cases, np.array([cases.index(case) for case in inside], np.int64)
+        """As `tap_cases`, of the unit's convolution."""
+        return tap_cases(size, self.kernel_size, self.unit.stride)
 
     def base(self, rows: Sequence[tuple[int, int]], columns: Sequence[tuple[int, int]]) -> NDArray[np.float32]:
         """Sums before any difference is counted, (row cases, column cases, channels)."""
@@ -87,10 +84,10 @@ class RealLayout:
         out_channels, in_channels, self.kernel_size, _ = weight.shape
         self.stride, self.channels, self.pool = stride, channels, pool
         self.steps, self.blocks = self.kernel_size * in_channels, -(-out_channels // BLOCK)
-        taps = _filled(weight.permute(2, 3, 1, 0).numpy(), 3, self.blocks * BLOCK)
+        taps = filled(weight.permute(2, 3, 1, 0).numpy(), 3, self.blocks * BLOCK)
         taps = taps.reshape(self.kernel_size, self.steps, self.blocks, BLOCK)
         self.weights = np.ascontiguousarray(taps.transpose(2, 0, 1, 3))
-        constants = _filled(torch.stack([factor, shift]).numpy(), 1, self.blocks * BLOCK)
+        constants = filled(torch.stack([factor, shift]).numpy(), 1, self.blocks * BLOCK)
         self.constants = np.ascontiguousarray(constants.reshape(2, self.blocks, BLOCK).swapaxes(0, 1))
 
     @classmethod
@@ -111,15 +108,23 @@ class RealLayout:
         return cls(weight, factor, torch.zeros(len(weight)), 1, channels)
 
 
+def tap_cases(size: int, kernel_size: int, stride: int) -> tuple[list[tuple[int, int]], NDArray[np.int64]]:
+    """Which taps meet an image of some height or width: the cases, and the case of each position of the output."""
+    starts = [position * stride - (kernel_size - 1) // 2 for position in range(-(-size // stride))]
+    inside = [(max(0, -start), min(kernel_size, size - start)) for start in starts]
+    cases = sorted(set(inside))
+    return cases, np.array([cases.index(case) for case in inside], np.int64)
+
+
 def _words_of(bits: NDArray[np.bool_]) -> NDArray[np.uint32]:
     """Bits (O, I, kH, kW) as words (blocks, taps, words, 32)."""
     out_channels, in_channels = bits.shape[:2]
     taps = bits.reshape(out_channels, in_channels, -1).transpose(0, 2, 1)
-    taps = _filled(_filled(taps, 2, math.ceil(in_channels / BLOCK) * BLOCK), 0, math.ceil(out_channels / BLOCK) * BLOCK)
+    taps = filled(filled(taps, 2, math.ceil(in_channels / BLOCK) * BLOCK), 0, math.ceil(out_channels / BLOCK) * BLOCK)
     packed = np.packbits(np.ascontiguousarray(taps), axis=-1, bitorder="little").view("<u4").astype(np.uint32)
     return np.ascontiguousarray(packed.reshape(-1, BLOCK, *packed.shape[1:]).transpose(0, 2, 3, 1))
 
 
-def _filled(values: NDArray[np.generic], axis: int, size: int) -> NDArray[np.generic]:
+def filled(values: NDArray[np.generic], axis: int, size: int) -> NDArray[np.generic]:
     """Filled up with zeros along an axis."""
     return np.pad(values, [(0, size - values.shape[axis]) if i == axis else (0, 0) for i in range(values.ndim)])

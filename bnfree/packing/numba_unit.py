@@ -62,6 +62,24 @@ output: float32 (N, rows, columns, blocks * 32).
 pooled, pooled_rows, pooled_columns: address of the output after max pooling (3x3, stride 2, padding 1), or 0; its size.
 """
 
+PIXEL_FIELDS = (
+    "height", "width", "channels", "kernel_size", "stride", "steps", "words", "strips", "strip_row", "weights",
+    "scales", "base", "rest", "base_rows", "base_columns", "rows", "columns", "blocks", "output", "pooled",
+    "pooled_rows", "pooled_columns",
+)  # fmt: skip
+"""Fields of a first layer on 8-bit images, int64: addresses and sizes, named as in the others where they mean the same.
+
+words: uint32 (N, height, width): the channels of a pixel in one word, the first in its lowest byte.
+strips, strip_row: uint8 (N, rows, strip_row): of each row of the output the pixels that it reads, column by column
+    (width + 2 * padding, kernel_size, channels), so that the windows of its pixels lie in one piece each; zeros where
+    the image ends.
+steps: groups of four bytes in a window.
+weights: int8 (blocks, 3, steps, 32, 4): planes of 24-bit weights, the highest first.
+scales: float32 (blocks * 32,).
+base, rest: (row cases, column cases, blocks * 32): what is subtracted from the sums of the upper two planes, int32, and
+    what is added to the scaled sums, float32.
+"""
+
 
 def _digest() -> str:
     """Of the sources that are compiled: numba's cache looks at one file of them, and at the types of arguments."""
@@ -75,3 +93,5 @@ UNIT = np.dtype([*((name, np.int64) for name in FIELDS), ("factor", np.float32),
 """A unit as a record."""
 REAL = np.dtype([*((name, np.int64) for name in REAL_FIELDS), _VERSION])
 """A real convolution as a record."""
+PIXELS = np.dtype([*((name, np.int64) for name in PIXEL_FIELDS), _VERSION])
+"""A first layer on 8-bit images as a record."""

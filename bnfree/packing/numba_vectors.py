@@ -45,6 +45,18 @@ def compare(typing_context: Any, values: Any, thresholds: Any) -> Any:
     return types.uint32(types.int64, types.int64), generate
 
 
+@intrinsic
+def copy_word(typing_context: Any, source: Any, place: Any) -> Any:
+    """Copies 4 bytes from one address to another, which need not be multiples of 4."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointers = [builder.inttoptr(address, INT.as_pointer()) for address in arguments]
+        builder.store(builder.load(pointers[0], align=1), pointers[1], align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
 class Code:
     """Emits loads, stores and what else vectors need; addresses by their names."""
 
@@ -129,7 +141,9 @@ class Code:
                 behind = builder.mul(step.index, self.long(4 * BLOCK))
                 vectors = list(zip(*(self.vectors(self.step(start, behind), kind) for start in starts), strict=True))
                 for pixel, places in zip(rows, sums, strict=True):
-                    value = self.load(self.step(pixel, builder.mul(step.index, self.long(4))), kind.element)
+                    place = self.step(pixel, builder.mul(step.index, self.long(4)))
+                    # Windows of 8-bit images begin at any byte.
+                    value = builder.load(builder.bitcast(place, kind.element.as_pointer()), align=1)
                     spread = self.broadcast(value, kind)
                     for place, others in zip(places, vectors, strict=True):
                         builder.store(body(builder.load(place), spread, *others), place)

@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfree.packing.numba_layout import RealLayout, UnitLayout
-from bnfree.packing.numba_unit import BLOCK, COMPUTED, PROJECTED, REAL, THROUGH, UNIT
+from bnfree.packing.numba_layout import RealLayout, UnitLayout, tap_cases
+from bnfree.packing.numba_pixel_layout import PixelLayout
+from bnfree.packing.numba_unit import BLOCK, COMPUTED, PIXELS, PROJECTED, REAL, THROUGH, UNIT
 
 
 class Workspace:
     """Layers for one size of images.
 
     Args:
-        stem: the first layer, or None.
+        stem: the first layer on normalised or on 8-bit images, or None.
         layouts: units one behind the other.
         images: number of images N.
         height: height of the images; without a stem, of the first unit's input.
@@ -25,7 +26,7 @@ class Workspace:
 
     def __init__(
         self,
-        stem: RealLayout | None,
+        stem: RealLayout | PixelLayout | None,
         layouts: Sequence[UnitLayout],
         images: int,
         height: int,
@@ -34,12 +35,17 @@ class Workspace:
     ) -> None:
         self._kept: list[NDArray[np.generic]] = []
         self.images = images
-        self.stem = np.zeros(0 if stem is None else 1, REAL)
+        self.stem = np.zeros(int(isinstance(stem, RealLayout)), REAL)
+        self.trunk = 0
+        """Address of the output of a first layer on 8-bit images; 0 without."""
+        self.pixels = np.zeros(int(isinstance(stem, PixelLayout)), PIXELS)
         self.units, self.projections = np.zeros(len(layouts), UNIT), np.zeros(len(layouts), REAL)
-        channels = 0
-        if stem is not None:
+        if isinstance(stem, PixelLayout):
+            height, width = self._place_pixels(self.pixels[0], stem, height, width)
+            self.trunk = int(self.pixels[0]["pooled"] or self.pixels[0]["output"])
+        elif stem is not None:
             height, width = self._place_real(self.stem[0], stem, height, width)
-            channels = stem.blocks * BLOCK
+        channels = 0 if stem is None else stem.blocks * BLOCK
         for index, (record, layout) in enumerate(zip(self.units, layouts, strict=True)):
             rows, columns = (-(-size // layout.unit.stride) for size in (height, width))
             self._place(record, layout, height, width, rows, columns)
@@ -110,6 +116,32 @@ class Workspace:
         }  # fmt: skip
         _fill(record, values)
         return (pooled[0], pooled[1]) if layout.pool else (rows, columns)
+
+    def _place_pixels(self, record: np.void, layout: PixelLayout, height: int, width: int) -> tuple[int, int]:
+        """Fills in the first layer on 8-bit images; the size of its output."""
+        stride, kernel_size = layout.stem.stride, layout.kernel_size
+        (row_cases, rows_of), (column_cases, columns_of) = (
+            tap_cases(size, kernel_size, stride) for size in (height, width)
+        )
+        base, rest = layout.base(row_cases, column_cases)
+        rows, columns, channels = len(rows_of), len(columns_of), layout.blocks * BLOCK
+        pooled = [-(-size // 2) for size in (rows, columns)] if layout.stem.pool else [0, 0]
+        # The last window is read, and its last tap written, in groups of four bytes: behind the end of its columns.
+        strip_row = (width + 2 * (kernel_size // 2)) * kernel_size * layout.channels + 4
+        values = {
+            "height": height, "width": width, "channels": layout.channels, "kernel_size": kernel_size,
+            "stride": stride, "steps": layout.steps, "strip_row": strip_row,
+            "words": self._keep(np.zeros((self.images, height, width), np.uint32)),
+            "strips": self._keep(np.zeros((self.images, rows, strip_row), np.uint8)),
+            "weights": self._keep(layout.weights), "scales": self._keep(layout.scales),
+            "base": self._keep(base), "rest": self._keep(rest), "base_rows": self._keep(rows_of * base.strides[0]),
+            "base_columns": self._keep(columns_of * base.strides[1]), "rows": rows, "columns": columns,
+            "blocks": layout.blocks, "output": self._new(rows, columns, channels),
+            "pooled": self._new(*pooled, channels) if layout.stem.pool else 0,
+            "pooled_rows": pooled[0], "pooled_columns": pooled[1],
+        }  # fmt: skip
+        _fill(record, values)
+        return (pooled[0], pooled[1]) if layout.stem.pool else (rows, columns)
 
     def _new(self, *shape: int) -> int:
         return self._keep(np.zeros((self.images, *shape), np.float32))

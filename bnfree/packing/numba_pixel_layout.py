@@ -1,0 +1,81 @@
+"""The first layer on 8-bit images in the layout of the numba engine: normalisation folded in, weights of 24 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bnfree.packing.layers import PackedStem
+from bnfree.packing.numba_layout import filled
+from bnfree.packing.numba_unit import BLOCK
+from bnfree.packing.pixels import Normalization
+
+# The largest that three signed bytes make, when all of them have both signs.
+LARGEST = 127 * (1 << 16) + 127 * (1 << 8) + 127
+
+
+def fits(stem: PackedStem, normalization: Normalization) -> bool:
+    """Whether no sum of a stem's upper two planes can leave 32 bits, whatever the image."""
+    farthest = max(max(abs(zero), abs(255 - zero), 255) for zero in normalization.zero().tolist())
+    return stem.weight.values[0].numel() * farthest * ((LARGEST >> 8) + 1) < 1 << 31
+
+
+class PixelLayout:
+    """Weights and constants, whatever the images' size.
+
+    Pixels are summed as they are, and the pixel that normalisation makes 0, times the weights that meet the image, is
+    subtracted: so the sums are those of normalised images, which zeros surround, and only the weights are rounded.
+
+    Args:
+        stem: the layer, which `fits`.
+        normalization: of the images.
+    """
+
+    def __init__(self, stem: PackedStem, normalization: Normalization) -> None:
+        self.stem = stem
+        out_channels, self.channels, self.kernel_size, _ = stem.weight.values.shape
+        self.blocks = -(-out_channels // BLOCK)
+        weight = stem.weight.expand().double() * normalization.factor().view(-1, 1, 1)
+        largest = weight.abs().flatten(1).amax(1)
+        scale = torch.where(largest > 0, largest / LARGEST, 1.0)
+        whole = (weight / scale.view(-1, 1, 1, 1)).round()
+        self.scale, self.bias, self.zeros = scale.numpy(), stem.bias.double().numpy(), normalization.zero().numpy()
+        self.scales = filled(self.scale.astype(np.float32), 0, self.blocks * BLOCK)
+        self.whole: NDArray[np.int64] = whole.long().numpy()
+        self.weights = self._planes()
+        self.steps = self.weights.shape[2]
+
+    def _planes(self) -> NDArray[np.int8]:
+        """(blocks, 3, steps, 32, 4)."""
+        # A strip goes through the image column by column.
+        taps = self.whole.transpose(0, 3, 2, 1).reshape(len(self.whole), -1)
+        taps = filled(filled(taps, 1, -(-taps.shape[1] // 4) * 4), 0, self.blocks * BLOCK)
+        low = (taps + 128) % 256 - 128
+        upper = (taps - low) // 256
+        middle = (upper + 128) % 256 - 128
+        planes = np.stack([(upper - middle) // 256, middle, low]).astype(np.int8)
+        planes = planes.reshape(3, self.blocks, BLOCK, -1, 4)
+        return np.ascontiguousarray(planes.transpose(1, 0, 3, 2, 4))
+
+    def base(
+        self, rows: Sequence[tuple[int, int]], columns: Sequence[tuple[int, int]]
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """What is subtracted from the upper sums, and added to the scaled ones: (row cases, column cases, channels).
+
+        Args:
+            rows: first and last tap, exclusive, of each case.
+            columns: likewise.
+        """
+        shape = len(rows), len(columns), self.blocks * BLOCK
+        base, rest = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+        for i, row in enumerate(rows):
+            for j, column in enumerate(columns):
+                met = self.whole[:, :, slice(*row), slice(*column)].sum((2, 3))
+                total = met @ self.zeros
+                upper = np.rint(total / 256)
+                base[i, j, : len(met)] = upper
+                rest[i, j, : len(met)] = self.bias - (total - 256 * upper) * self.scale
+        return base, rest
