@@ -56,6 +56,7 @@ def said(monkeypatch):
     return lines
 
 
+@pytest.mark.slow
 def test_it_learns_from_a_teacher_without_a_label(corners, make_trainer, said):
     teacher = ImageClassifier(network(), optimizer=lambda p: torch.optim.Adam(p, lr=0.01))
     make_trainer(max_epochs=10).fit(teacher, datamodule=corners)

@@ -114,7 +114,8 @@ class StopIn(Callback):
             raise RuntimeError("stopped")
 
 
-@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 6])
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [1, 6])
 def test_interrupted_stage_goes_on_to_the_same_weights(recipe, bnfree, finished, monkeypatch, step):
     from lightning_modules.command import defaults
 

@@ -17,6 +17,8 @@ from lightning_modules.command.lottery.control_tickets import control_ticket, dr
 from lightning_modules.command.lottery.controls import ControlArguments
 from lightning_modules.command.lottery.level_results import read_levels
 
+pytestmark = pytest.mark.slow
+
 KINDS = ("random_layerwise", "random_global", "reinit", "shuffle_signs")
 
 

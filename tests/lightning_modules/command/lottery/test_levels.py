@@ -159,7 +159,8 @@ class StopIn(Callback):
             raise RuntimeError("stopped")
 
 
-@pytest.mark.parametrize("step", [3, pytest.param(6, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [3, 6])
 def test_interrupted_level_goes_on_to_the_same_results(run, project, bnfree, monkeypatch, step):
     from lightning_modules.command import defaults
 
@@ -221,6 +222,7 @@ def test_trained_weights(project, bnfree, rewind, point):
     assert bnfree("lottery", "run", "lottery.yaml")[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("recorded")
 def test_masks_of_step1_are_carried_to_step2(project, bnfree):
     write_lottery(project, densities=[0.4], find_in="step1", step1_options={"trainer.max_epochs": 1})
