@@ -140,7 +140,7 @@ def _unit(unit: ResidualUnit, x: Tensor, pending: RPReLU | None, residual: bool,
         entry = Entry(pending.shift_in, pending.slope, pending.shift_out, unit.rsign.shift, unit.beta)
     if not torch.is_grad_enabled():
         prepared = None if projection is None else projection.prepared_weight()
-        return unit_forward(x, entry, layer.prepared_weight(), prepared, rule)
+        return unit_forward(x, entry, layer.prepared_weight(), prepared, rule, keep=True)
     tensors = [layer.weight, layer.gain, layer.mask]
     tensors += [None] * 3 if projection is None else [projection.weight, projection.gain, projection.mask]
     return cast(Tensor, UnitStep.apply(x, *entry, *tensors, rule)[0])

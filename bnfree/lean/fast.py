@@ -21,6 +21,7 @@ from functools import cache
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from bnfree.errors import InputError
 from bnfree.lean.convolution import convolution_gradients
@@ -30,6 +31,10 @@ from bnfree.lean.geometry import Geometry
 FAST_MODES = ("int8_forward", "bf16_backward", "half_saved")
 
 FEWEST_POSITIONS = 512
+# For each filter. Below, a product of matrices is faster than bringing weights into the format of the convolution.
+MOST_POSITIONS = 16
+
+_packed = WeakTensorKeyDictionary()
 
 
 def check_fast_modes(names: Iterable[str]) -> tuple[str, ...]:
@@ -77,26 +82,55 @@ def runs_bf16(rule: UnitRule, dtype: torch.dtype, u: Tensor) -> bool:
     )
 
 
-def convolve_int8(codes: Tensor, values: Tensor, geometry: Geometry) -> Tensor:
+def convolve_int8(codes: Tensor, values: Tensor, geometry: Geometry, keep: bool = False) -> Tensor:
     """Convolution of signs with -1, 0, +1.
 
     Args:
         codes: uint8 (N, I, H, W), 0 for -1 and 2 for +1; padding counts as 0, not as -1.
         values: (O, I, kH, kW), -1, 0 or +1.
         geometry: of one group.
+        keep: whether `values` will come again, unchanged: what is made of them is kept as long as they are.
 
     Returns:
         float32 (N, O, H', W').
     """
+    positions = codes.numel() // codes.shape[1] // geometry.stride**2
+    if not keep and positions <= MOST_POSITIONS * len(values):
+        return _multiply_int8(codes, values, geometry)
     sizes = [geometry.stride] * 2, [geometry.padding] * 2, [1, 1]
     ones = torch.ones(len(values))
-    # The zero point 1 makes -1, 0 and +1 of 0, 1 and 2.
-    packed = torch.ops.onednn.qconv_prepack(values.to(torch.int8), ones, 1.0, 1, *sizes, 1, list(codes.shape))
+    packed = _packed.get(values) if keep else None
+    if packed is None:
+        # The zero point 1 makes -1, 0 and +1 of 0, 1 and 2.
+        packed = torch.ops.onednn.qconv_prepack(values.to(torch.int8), ones, 1.0, 1, *sizes, 1, list(codes.shape))
+        if keep:
+            _packed[values] = packed
     zeros = torch.zeros(len(values), dtype=torch.int32)
     output = torch.ops.onednn.qconv2d_pointwise(
         codes, 1.0, 1, packed, ones, zeros, None, *sizes, 1, 1.0, 0, torch.float32, "none", [], ""
     )
     return output.contiguous() if codes.is_contiguous() else output
+
+
+def _multiply_int8(codes: Tensor, values: Tensor, geometry: Geometry) -> Tensor:
+    """`convolve_int8` as a product of matrices, which takes weights in any format."""
+    images, channels, height, width = codes.shape
+    filters, _, size, _ = values.shape
+    padding, stride = geometry.padding, geometry.stride
+    signs = codes.new_zeros((images, height + 2 * padding, width + 2 * padding, channels), dtype=torch.int8)
+    inside = signs[:, padding : padding + height, padding : padding + width]
+    torch.sub(codes.view(torch.int8).permute(0, 2, 3, 1), 1, out=inside)
+    height, width = ((n + 2 * padding - size) // stride + 1 for n in (height, width))
+    image, row, column, _ = signs.stride()
+    shape, strides = (images, height, width, size, size * channels), (image, row * stride, column * stride, row, 1)
+    rows = signs.as_strided(shape, strides).reshape(images * height * width, -1)
+    sums = torch._int_mm(rows, values.to(torch.int8).permute(0, 2, 3, 1).reshape(filters, -1).t())
+    output = sums.view(images, height, width, filters).permute(0, 3, 1, 2)
+    return output.to(torch.float32, memory_format=_format_of(codes))
+
+
+def _format_of(x: Tensor) -> torch.memory_format:
+    return torch.contiguous_format if x.is_contiguous() else torch.channels_last
 
 
 def gradients_bf16(
@@ -131,8 +165,10 @@ def int8_works() -> bool:
     try:
         for stride in (1, 2):
             expected = F.conv2d(codes.float() - 1, values, None, stride, 1)
-            if not torch.equal(convolve_int8(codes, values, Geometry(stride, 1, 1)), expected):
-                return False
+            geometry = Geometry(stride, 1, 1)
+            for result in (convolve_int8(codes, values, geometry, keep=True), _multiply_int8(codes, values, geometry)):
+                if not torch.equal(result, expected):
+                    return False
     except (AttributeError, RuntimeError, TypeError):
         return False
     return True

@@ -35,14 +35,19 @@ POINTWISE = Geometry(1, 0, 1)
 
 
 def unit_forward(
-    u: Tensor, entry: Entry, prepared: PreparedWeight, projection: PreparedWeight | None, rule: UnitRule
+    u: Tensor,
+    entry: Entry,
+    prepared: PreparedWeight,
+    projection: PreparedWeight | None,
+    rule: UnitRule,
+    keep: bool = False,
 ) -> Tensor:
-    """The next pre-activation (N, O, H', W')."""
+    """The next pre-activation (N, O, H', W'); `keep` as in `convolve_int8`."""
     dtype = compute_dtype(u)
     planes = Planes(u)
     if runs_int8(rule, dtype, u):
         s, shortcut = enter(u, planes, entry, rule, rule.residual, dtype=torch.uint8)
-        y = convolve_int8(s, prepared.values, rule.geometry)
+        y = convolve_int8(s, prepared.values, rule.geometry, keep)
     else:
         s, shortcut = enter(u, planes, entry, rule, rule.residual)
         y = convolve(s.to(dtype), prepared.values.to(dtype), rule.geometry).to(u.dtype)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from bnfree.backbones import ReActNet18, ReActNetA
@@ -43,6 +47,45 @@ def test_int8_forward_gives_the_same_bits(kind, block, density, monkeypatch):
         network.train()
     assert used
     assert all(torch.equal(exact, quick) for exact, quick in zip(*results, strict=True))
+
+
+@needs_int8
+@given(
+    images=st.integers(1, 3),
+    channels=st.integers(1, 9),
+    filters=st.integers(1, 9),
+    size=st.sampled_from([(1, 0), (3, 1), (3, 0)]),
+    stride=st.integers(1, 3),
+    height=st.integers(3, 9),
+    width=st.integers(3, 9),
+    layout=st.sampled_from([torch.contiguous_format, torch.channels_last]),
+    way=st.sampled_from(["convolution", "kept weights", "product"]),
+)
+@settings(deadline=None, max_examples=60)
+def test_sums_in_8_bits_are_those_of_float64(images, channels, filters, size, stride, height, width, layout, way):
+    kernel, padding = size
+    s = torch.randint(0, 2, (images, channels, height, width)).mul_(2).sub_(1)
+    values = torch.randint(-1, 2, (filters, channels, kernel, kernel)).float()
+    expected = F.conv2d(s.double(), values.double(), None, stride, padding)
+    codes = (s + 1).to(torch.uint8).contiguous(memory_format=layout)
+    with mock.patch.object(fast, "MOST_POSITIONS", 10**9 if way == "product" else 0):
+        for _ in range(2):
+            y = fast.convolve_int8(codes, values, fast.Geometry(stride, padding, 1), keep=way == "kept weights")
+            assert y.dtype == torch.float32
+            assert torch.equal(y.double(), expected)
+
+
+@needs_int8
+def test_evaluation_in_8_bits_sees_new_weights(monkeypatch):
+    monkeypatch.setattr(fast, "FEWEST_POSITIONS", 1)
+    network, x = ReActNet18(width=8).eval(), torch.randn(2, 3, 16, 16)
+    for _ in range(2):
+        with torch.no_grad():
+            network.fast = ()
+            expected = network(x)
+            network.fast = "int8_forward"
+            assert all(torch.equal(network(x), expected) for _ in range(2))
+            network.body[0][0].convolution.weight.mul_(-1)
 
 
 @needs_int8
