@@ -84,7 +84,8 @@ class _Layers:
         """The last unit's output (N, O, H', W').
 
         Args:
-            source: images (N, C, H, W) as the stem has them; without one the first unit's input, (N, H, W, filled channels).
+            source: images (N, C, H, W) as the stem has them; without one the first unit's input, (N, H, W, filled
+                channels).
             residual: the first unit's shortcut, likewise; None: it is computed.
         """
         sizes = source.shape[2:] if self.stem is not None else source.shape[1:3]

@@ -17,6 +17,8 @@ from bnfree.packing.numba_vectors import compare
 
 
 def pointer_to(kind: Any) -> Any:
+    """A function for compiled code from an address to the pointer to a kind of number there."""
+
     @intrinsic
     def pointer(typing_context: Any, address: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from bnfree.packing.layers import PackedStem
 from bnfree.packing.numba_layout import filled
@@ -18,9 +19,11 @@ LARGEST = 127 * (1 << 16) + 127 * (1 << 8) + 127
 
 
 def fits(stem: PackedStem, normalization: Normalization) -> bool:
-    """Whether no sum of a stem's upper two planes can leave 32 bits, whatever the image."""
+    """Whether a pixel of the images is one word at most, and no sum of the upper two planes can leave 32 bits."""
+    channels = stem.weight.values.shape[1]
     farthest = max(max(abs(zero), abs(255 - zero), 255) for zero in normalization.zero().tolist())
-    return stem.weight.values[0].numel() * farthest * ((LARGEST >> 8) + 1) < 1 << 31
+    within = stem.weight.values[0].numel() * farthest * ((LARGEST >> 8) + 1) < 1 << 31
+    return channels <= 4 and within and bool(_folded(stem, normalization).isfinite().all())
 
 
 class PixelLayout:
@@ -38,7 +41,7 @@ class PixelLayout:
         self.stem = stem
         out_channels, self.channels, self.kernel_size, _ = stem.weight.values.shape
         self.blocks = -(-out_channels // BLOCK)
-        weight = stem.weight.expand().double() * normalization.factor().view(-1, 1, 1)
+        weight = _folded(stem, normalization)
         largest = weight.abs().flatten(1).amax(1)
         scale = torch.where(largest > 0, largest / LARGEST, 1.0)
         whole = (weight / scale.view(-1, 1, 1, 1)).round()
@@ -52,7 +55,8 @@ class PixelLayout:
         """(blocks, 3, steps, 32, 4)."""
         # A strip goes through the image column by column.
         taps = self.whole.transpose(0, 3, 2, 1).reshape(len(self.whole), -1)
-        taps = filled(filled(taps, 1, -(-taps.shape[1] // 4) * 4), 0, self.blocks * BLOCK)
+        missing = self.blocks * BLOCK - len(taps), -taps.shape[1] % 4
+        taps = np.pad(taps, [(0, count) for count in missing])
         low = (taps + 128) % 256 - 128
         upper = (taps - low) // 256
         middle = (upper + 128) % 256 - 128
@@ -79,3 +83,8 @@ class PixelLayout:
                 base[i, j, : len(met)] = upper
                 rest[i, j, : len(met)] = self.bias - (total - 256 * upper) * self.scale
         return base, rest
+
+
+def _folded(stem: PackedStem, normalization: Normalization) -> Tensor:
+    """The weight of pixels, float64 (O, I, k, k)."""
+    return stem.weight.expand().double() * normalization.factor().view(-1, 1, 1)

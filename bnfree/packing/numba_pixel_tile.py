@@ -45,7 +45,6 @@ def make_pixel_tile(pixels: int) -> Any:
 
     Sums are exact; what is rounded is the result, three times.
     """
-    add = _add_in_one if has_instruction() else _add_one_by_one
 
     def emit(code: Code) -> None:
         builder, given = code.builder, code.arguments
@@ -54,7 +53,7 @@ def make_pixel_tile(pixels: int) -> Any:
         plane_bytes = builder.mul(given["steps"], code.long(4 * BLOCK))
         planes = []
         for _ in range(3):
-            planes.append(code.convolve(pixels, INTS, ("weights",), partial(add, code)))
+            planes.append(code.convolve(pixels, INTS, ("weights",), partial(_add_products, code)))
             given["weights"] = builder.add(given["weights"], plane_bytes)
         high, middle, low = planes
         scales, byte = code.vectors(code.at("scales", 0), FLOATS), ir.Constant(INTS, [8] * INTS.count)
@@ -71,18 +70,9 @@ def make_pixel_tile(pixels: int) -> Any:
     return tile_of(ARGUMENTS, emit)
 
 
-def _add_in_one(code: Code, total: Any, value: Any, weight: Any) -> Any:
+def _add_products(code: Code, total: Any, value: Any, weight: Any) -> Any:
     # Declared with 32-bit lanes, as LLVM had it at first: later versions translate it.
     function = cgutils.get_or_insert_function(
         code.builder.module, ir.FunctionType(INTS, [INTS] * 3), "llvm.x86.avx512.vpdpbusd.512"
     )
     return code.builder.call(function, [total, value, weight])
-
-
-def _add_one_by_one(code: Code, total: Any, value: Any, weight: Any) -> Any:
-    builder = code.builder
-    for byte in range(4):
-        up, down, back = (ir.Constant(INTS, [bits] * INTS.count) for bits in (24 - 8 * byte, 24, 8 * byte))
-        pixel = builder.and_(builder.lshr(value, back), ir.Constant(INTS, [255] * INTS.count))
-        total = builder.add(total, builder.mul(pixel, builder.ashr(builder.shl(weight, up), down)))
-    return total

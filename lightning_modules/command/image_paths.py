@@ -1,4 +1,4 @@
-"""Image files for a packed network, brought to the shape and normalised as its training images were."""
+"""Image files for a packed network, brought to the shape that its training images had."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from bnfree.errors import InputError
 from bnfree.packing import NetworkInfo
-from datamodules.augmentation import normalize
 from datamodules.image_files import EXTENSIONS, read_image
 
 BATCH = 64
@@ -74,10 +73,10 @@ def read_batches(paths: Sequence[Path], info: NetworkInfo) -> Iterator[Tensor]:
 
     Args:
         paths: image files.
-        info: with mean, std and image_shape.
+        info: with image_shape.
 
     Yields:
-        Normalised images (N, C, H, W), float32.
+        8-bit images (N, C, H, W), not normalised yet.
 
     Raises:
         InputError: a file that cannot be decoded.
@@ -89,4 +88,4 @@ def read_batches(paths: Sequence[Path], info: NetworkInfo) -> Iterator[Tensor]:
         if channels == 1:
             parts = torch.tensor(LUMA).view(1, 3, 1, 1)
             images = ((images.int() * parts).sum(1, keepdim=True) + (1 << 15) >> 16).to(torch.uint8)
-        yield normalize(images, info.mean, info.std)  # type: ignore[arg-type]
+        yield images

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,6 +22,8 @@ from lightning_modules.command.packed.model import OptionsParser, load_model, mo
 
 DESCRIPTION = """Times a packed network against the same network in float32 (eager, and compiled with frozen weights)
 and with int8 convolutions, in one interleaved run, and prints a profile of its layers.
+
+Images are noise of 8 bits, as the packed network on numba takes them; the others are given them normalised.
 
   bnfree bench network.safetensors
   bnfree bench network.safetensors --batch_sizes 1,64 --threads 2 --engines numba,openvino,eager"""
@@ -47,12 +48,11 @@ def run(arguments: Sequence[str]) -> None:
     print(f"Network     {packed.layers.architecture}, images {'x'.join(map(str, shape))}")
     print(_memory(packed, model_file(given.model)))
     for batch in batches:
-        images = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
-        runs, notes = contestants(packed, given.engines.split(","), images)
-        times = interleaved({name: partial(function, images) for name, function in runs.items()}, given.seconds)
+        runs, notes = contestants(packed, given.engines.split(","), _noise(packed, batch, shape))
+        times = interleaved(runs, given.seconds)
         print(f"\n{table(times, batch)}")
         print("".join(f"{note}\n" for note in notes), end="")
-    images = torch.randn(batches[0], *shape, generator=torch.Generator().manual_seed(0))
+    images = _noise(packed, batches[0], shape)
     engine: UnitEngine = "numba" if is_available("numba") else "torch"
     print(f"\n{_profile(packed, engine, images, given.seconds)}")
 
@@ -73,7 +73,7 @@ def table(times: dict[str, Times], batch: int) -> str:
 
 
 def _profile(packed: PackedNetwork, engine: UnitEngine, images: Tensor, seconds: float) -> str:
-    layers = profile(packed.layers, engine, images, seconds)
+    layers = profile(packed, engine, images, seconds)
     total = sum(layer.seconds for layer in layers)
     rows = [[f"{NAMES[engine]}, batch {len(images)}", "input -> output", "us", "share", "GMAC/s"]]
     for layer in layers:
@@ -82,6 +82,14 @@ def _profile(packed: PackedNetwork, engine: UnitEngine, images: Tensor, seconds:
         rows.append([layer.name, layer.shapes, f"{1e6 * layer.seconds:.0f}", share, speed])
     rows.append(["sum", "", f"{1e6 * total:.0f}", "", ""])
     return _aligned(rows, left=2)
+
+
+def _noise(packed: PackedNetwork, batch: int, shape: Sequence[int]) -> Tensor:
+    """8-bit images, or normalised ones for a network that does not know how they are normalised."""
+    generator = torch.Generator().manual_seed(0)
+    if packed.info.normalization is None:
+        return torch.randn(batch, *shape, generator=generator)
+    return torch.randint(0, 256, (batch, *shape), dtype=torch.uint8, generator=generator)
 
 
 def _memory(packed: PackedNetwork, path: Path) -> str:

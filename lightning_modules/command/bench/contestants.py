@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 from bnfree.errors import InputError
 from bnfree.packing import PackedNetwork
 from bnfree.packing.engines import NEEDS, EngineName, is_available
-from bnfree.packing.layers import PackedLayers
 from bnfree.packing.unpacked_network import UnpackedNetwork
 from lightning_modules.command.bench.int8_network import Int8Network
 
@@ -32,13 +32,16 @@ TOLERANCE = 1e-3
 
 def contestants(
     packed: PackedNetwork, names: Sequence[str], images: Tensor
-) -> tuple[dict[str, NetworkFunction], list[str]]:
+) -> tuple[dict[str, Callable[[], Tensor]], list[str]]:
     """The forms that run here, warmed up, and a sentence for each that does not or that gives other classes.
 
     Args:
         packed: the network.
         names: keys of `NAMES`.
-        images: (N, C, H, W), as they will be timed.
+        images: (N, C, H, W), as they will be timed. 8-bit ones are normalised beforehand for all but `numba`.
+
+    Returns:
+        By key, what computes the logits of the images; and the sentences.
 
     Raises:
         InputError: an unknown name.
@@ -46,17 +49,19 @@ def contestants(
     unknown = [name for name in names if name not in NAMES]
     if unknown:
         raise InputError(f"engines={unknown[0]!r} is not known; choose from {', '.join(NAMES)}.")
-    found: dict[str, NetworkFunction] = {}
+    found: dict[str, Callable[[], Tensor]] = {}
     notes = []
-    expected = PackedNetwork(packed.layers, engine="torch")(images)
+    normalization = packed.info.normalization
+    normalized = images if normalization is None or images.is_floating_point() else normalization(images)
+    expected = PackedNetwork(packed.layers, engine="torch")(normalized)
     for name in names:
         missing = _missing(name)
         if missing is not None:
             notes.append(f"{NAMES[name]}: left out, {missing}.")
             continue
         try:
-            run = _build(packed.layers, name)
-            logits = run(images)
+            run = partial(_build(packed, name), images if name == "numba" else normalized)
+            logits = run()
         except InputError:
             raise
         except Exception as error:
@@ -79,10 +84,11 @@ def _missing(name: str) -> str | None:
     return None
 
 
-def _build(layers: PackedLayers, name: str) -> NetworkFunction:
+def _build(packed: PackedNetwork, name: str) -> NetworkFunction:
+    layers = packed.layers
     if name in ("numba", "openvino", "torch"):
         engine: EngineName = name  # type: ignore[assignment]
-        return PackedNetwork(layers, engine=engine)
+        return PackedNetwork(layers, packed.info, engine)
     module: nn.Module = Int8Network(layers) if name == "int8" else UnpackedNetwork(layers)
     module.eval()
     if name == "compile":

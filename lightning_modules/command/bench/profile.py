@@ -31,22 +31,23 @@ class LayerTime:
 
 
 @torch.no_grad()
-def profile(layers: PackedLayers, engine: UnitEngine, images: Tensor, seconds: float) -> list[LayerTime]:
+def profile(packed: PackedNetwork, engine: UnitEngine, images: Tensor, seconds: float) -> list[LayerTime]:
     """Times the network cut behind each of its layers, in turn, and takes the differences round by round.
 
     An engine computes many layers in one call, without intermediate results that a clock could be read at.
 
     Args:
-        layers: the network.
+        packed: the network.
         engine: of the packed layers.
-        images: (N, C, H, W).
+        images: (N, C, H, W), normalised or, if it knows how that is done, 8-bit ones.
         seconds: how long all of it may take, as far as ten rounds fit into it.
     """
+    layers, normalization = packed.layers, packed.info.normalization
     cuts = range(1, len(layers.units) + 1)
     functions: list[Callable[[Tensor], Tensor]] = [
-        prepare_trunk(replace(layers, units=layers.units[:count]), engine) for count in cuts
+        prepare_trunk(replace(layers, units=layers.units[:count]), engine, normalization) for count in cuts
     ]
-    functions.append(PackedNetwork(layers, engine=engine))
+    functions.append(PackedNetwork(layers, packed.info, engine))
     shapes = [images.shape[1:], *(function(images).shape[1:] for function in functions)]
     one_round = _round(functions, images)
     rounds = min(max(int(seconds / sum(one_round)), LEAST_ROUNDS), MOST_ROUNDS)

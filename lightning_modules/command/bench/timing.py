@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 LEAST_ROUNDS = 10
@@ -21,7 +21,7 @@ class Times:
     calls: int
 
 
-def interleaved(functions: dict[str, Callable[[], object]], seconds: float) -> dict[str, Times]:
+def interleaved(functions: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, Times]:
     """Calls every function in turn, round after round.
 
     Args:

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from bnfree.packing import PackedNetwork
 from bnfree.packing.comparison import Observation, observe
+
+NetworkFunction = Callable[[Tensor], Tensor]
 
 
 @dataclass
@@ -64,12 +67,12 @@ class Check:
 @torch.no_grad()
 def check(
     trained: nn.Module,
-    exported: Callable[[Tensor], Tensor],
-    rounded: Callable[[Tensor], Tensor] | None,
-    exact: Callable[[Tensor], Tensor],
+    exported: NetworkFunction,
+    rounded: NetworkFunction | None,
+    exact: NetworkFunction,
     batches: Iterable[tuple[Tensor, Tensor | None]],
 ) -> Check:
-    """Runs both on the same images.
+    """Runs both on the same images. Packed networks get them in 8 bits, where they are made of such.
 
     Args:
         trained: the trained network.
@@ -79,6 +82,8 @@ def check(
         batches: images (N, C, H, W), normalised, and labels (N,) or None.
     """
     result = Check()
+    exported, exact = _of_normalized(exported), _of_normalized(exact)
+    rounded = None if rounded is None else _of_normalized(rounded)
     for images, labels in batches:
         observed, logits = observe(trained, images), exported(images.float())
         differing = ~observed.agrees(logits)
@@ -104,3 +109,16 @@ def check(
             result.trained_correct += int((expected == labels).sum())
             result.exported_correct += int((predicted == labels).sum())
     return result
+
+
+def _of_normalized(network: NetworkFunction) -> NetworkFunction:
+    """The network as a function of normalised images."""
+    normalization = network.info.normalization if isinstance(network, PackedNetwork) else None
+    if normalization is None:
+        return network
+
+    def run(images: Tensor) -> Tensor:
+        pixels = normalization.pixels(images)
+        return network(images if pixels is None else pixels)
+
+    return run

@@ -78,7 +78,7 @@ def run(arguments: Sequence[str]) -> int:
             raise InputError(f"output={str(place)!r} cannot be written ({error.strerror}).") from error
         if batches is not None:
             say(f"Check on {images_are}:")
-            exact = pack(network, "float32", "float32", engine=engine)
+            exact = pack(network, "float32", "float32", info, engine)
             rounded = packed if (precision, convolution_precision) != ("float32", "float32") else None
             result = check(network.float(), kind.read(unfinished, engine), rounded, exact, batches)
             say("\n".join(f"  {line}" for line in result.lines()))
@@ -184,7 +184,9 @@ def _batches(
         paths = find_images([config.images])
         places = range(min(count, len(paths)))
         chosen = [paths[i * len(paths) // len(places)] for i in places]
-        return ((images, None) for images in read_batches(chosen, info)), f"images of {config.images}"
+        normalize = info.normalization
+        assert normalize is not None
+        return ((normalize(pixels), None) for pixels in read_batches(chosen, info)), f"images of {config.images}"
     if data is None:
         raise InputError(f"check has no images, since {why}; add --images=FOLDER, or the data's options.")
     name = type(data).__name__

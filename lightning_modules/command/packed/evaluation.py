@@ -10,7 +10,8 @@ from lightning.pytorch import LightningDataModule
 from torch.nn import functional as F
 
 from bnfree.errors import InputError
-from bnfree.packing import PackedNetwork
+from bnfree.packing import NetworkInfo, PackedNetwork
+from datamodules.batches import RawBatch
 from lightning_modules.command.network import add_network_arguments, build_data
 from lightning_modules.command.packed.model import OptionsParser, load_model
 from lightning_modules.command.parser import CommandParser
@@ -57,23 +58,29 @@ def test(network: PackedNetwork, data: LightningDataModule) -> dict[str, float]:
 
     Args:
         network: the network.
-        data: gives batches of normalised images and labels.
+        data: gives batches of images and labels; 8-bit ones go to the network as they are, if it has their
+            normalisation.
     """
     data.prepare_data()
     data.setup("test")
-    images, sums = 0, {"test/loss": 0.0, "test/acc": 0.0}
+    count, sums = 0, {"test/loss": 0.0, "test/acc": 0.0}
     if network.num_classes >= 100:
         sums["test/acc5"] = 0.0
+    here = NetworkInfo(getattr(data, "mean", None), getattr(data, "std", None)).normalization
+    alike = here is not None and here == network.info.normalization
     for batch in data.test_dataloader():
-        pixels, labels = data.on_after_batch_transfer(batch, 0)
-        logits = network(pixels)
-        images += len(labels)
+        if alike and isinstance(batch, RawBatch):
+            images, labels = batch.images, batch.targets
+        else:
+            images, labels = data.on_after_batch_transfer(batch, 0)
+        logits = network(images)
+        count += len(labels)
         sums["test/loss"] += F.cross_entropy(logits, labels, reduction="sum").item()
         sums["test/acc"] += int((logits.argmax(1) == labels).sum())
         if "test/acc5" in sums:
             sums["test/acc5"] += int((logits.topk(5).indices == labels[:, None]).sum())
     data.teardown("test")
-    return {name: value / images for name, value in sums.items()}
+    return {name: value / count for name, value in sums.items()}
 
 
 def _check_fits(network: PackedNetwork, data: LightningDataModule) -> None:

@@ -177,8 +177,10 @@ def test_images_of_another_shape_are_refused(x):
 
 
 def test_images_that_are_not_normalised_are_refused():
-    with pytest.raises(InputError, match=r"images is torch.uint8 .* floating point"):
+    with pytest.raises(InputError, match=r"images is torch.uint8, .* mean and std; normalise images to floating point"):
         pack(scatter(TwoUnits()))(torch.zeros(1, 2, 8, 8, dtype=torch.uint8))
+    with pytest.raises(InputError, match=r"images is torch.int32 .* floating point, or 8-bit ones"):
+        pack(scatter(TwoUnits()))(torch.zeros(1, 2, 8, 8, dtype=torch.int32))
 
 
 @pytest.mark.parametrize(

@@ -77,8 +77,8 @@ def test_a_form_that_computes_something_else_is_named(monkeypatch):
 
 
 def test_the_profile_has_every_layer_and_its_operations():
-    layers = pack(scatter(TwoUnits(width=3)), engine="torch").layers
-    rows = profile(layers, "torch", images(0, 2, 2, 7, 6), 1e-9)
+    packed = pack(scatter(TwoUnits(width=3)), engine="torch")
+    rows = profile(packed, "torch", images(0, 2, 2, 7, 6), 1e-9)
     assert [row.name for row in rows] == ["stem and unit 0, 3x3", "unit 1, 3x3 and 1x1", "classifier"]
     assert [row.shapes for row in rows] == ["2x7x6 -> 3x7x6", "3x7x6 -> 6x4x3", "6x4x3 -> 4"]
     per_image = [(3 * 2 * 9 + 3 * 3 * 9) * 42, (6 * 3 * 9 + 6 * 3) * 12, 24]
@@ -128,6 +128,6 @@ def test_a_compiled_network_gives_the_same_classes():
     packed, x = pack(random_network(0, width=4), "float32", engine="torch"), images(0, 4, 3, 8, 8)
     found, notes = contestants(packed, ["compile"], x)
     if found:
-        assert torch.allclose(found["compile"](x), packed(x), rtol=1e-4, atol=1e-4)
+        assert torch.allclose(found["compile"](), packed(x), rtol=1e-4, atol=1e-4)
     else:
         assert "left out" in notes[0]
