@@ -69,6 +69,7 @@ def weight_path(rounds: int, compile: bool) -> dict[str, float]:
     variants = {"plain": of_theirs, "lean": of_ours(lambda: [m.effective_weight() for m in ours])}
     if compile:
         # Layer by layer: as one graph the 19 take minutes to compile.
+        torch._dynamo.config.recompile_limit = 2 * len(ours)
         paths = [torch.compile(m.effective_weight, fullgraph=True, dynamic=False) for m in ours]
         variants["lean compiled"] = of_ours(lambda: [path() for path in paths])
     return least(variants, rounds)

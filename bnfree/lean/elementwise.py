@@ -127,8 +127,8 @@ def leave(
     """Gradients of u, which may be in the memory of `of_s`, and of the entry's parameters."""
     of_s, of_shortcut = of_s.to(u.dtype), _cast(of_shortcut, u)
     if kernels.applies(u, *entry[:4], of_s, of_shortcut) and kernels.estimator_code(rule.slope) is not None:
-        sums = kernels.leave(u, entry[:3], entry.shift, entry.beta, rule.slope, of_s, of_shortcut, of_s)
-        return of_s, [*([None] * 3 if entry.slope is None else sums[:3].unbind()), sums[3]]
+        totals = kernels.leave(u, entry[:3], entry.shift, entry.beta, rule.slope, of_s, of_shortcut, of_s).unbind()
+        return of_s, [*([None] * 3 if entry.slope is None else totals[:3]), totals[3]]
     parameters = _parameters(planes, entry, u)
     shift = planes.per_channel(entry.shift)
     assert shift is not None
@@ -159,8 +159,8 @@ def leave(
         blocks.append(sums)
         target = put(target, block, of_x, memory=memory)
     assert target is not None
-    totals = [total.to(entry.shift.dtype) for total in planes.channel_sums(blocks)]
-    return target.view(u.shape), [*[None] * (4 - len(totals)), *totals]
+    of_parameters = [total.to(entry.shift.dtype) for total in planes.channel_sums(blocks)]
+    return target.view(u.shape), [*[None] * (4 - len(of_parameters)), *of_parameters]
 
 
 def _cast(parameter: Tensor | None, like: Tensor) -> Tensor | None:

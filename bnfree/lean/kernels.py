@@ -7,7 +7,6 @@ does not depend on the number of threads. `enabled = False` switches them off.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -47,7 +46,12 @@ def applies(x: Tensor, *others: Tensor | None) -> bool:
 
 @cache
 def _is_installed() -> bool:
-    return importlib.util.find_spec("numba") is not None
+    try:
+        import bnfree.lean.numba_planes  # noqa: F401
+    except ImportError:
+        # Not installed, or not for this version of numpy.
+        return False
+    return True
 
 
 @cache
@@ -56,7 +60,11 @@ def estimator_code(slope: Callable[[Tensor], Tensor]) -> int | None:
     from bnfree.binarize import ClippedIdentity, PiecewiseQuadratic
     from bnfree.lean.numba_planes import QUADRATIC, WINDOW
 
-    return {PiecewiseQuadratic.slope: QUADRATIC, ClippedIdentity.slope: WINDOW}.get(slope)
+    codes: dict[Callable[[Tensor], Tensor], int] = {
+        PiecewiseQuadratic.slope: QUADRATIC,
+        ClippedIdentity.slope: WINDOW,
+    }
+    return codes.get(slope)
 
 
 def rprelu(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
