@@ -14,6 +14,7 @@ from bnfree.activations import RPReLU
 from bnfree.binarize import RSign, get_estimator
 from bnfree.convolution import BinaryConv2d
 from bnfree.lean.elementwise import Entry, UnitRule
+from bnfree.lean.fast import modes_for
 from bnfree.lean.geometry import Geometry
 from bnfree.lean.unit import UnitStep, unit_forward
 
@@ -132,7 +133,7 @@ def _unit(unit: ResidualUnit, x: Tensor, pending: RPReLU | None, residual: bool,
         pool=unit.pool is not None,
         repeats=unit.repeats,
         projection=None if projection is None else projection.rule,
-        fast=fast,
+        fast=modes_for(fast, layer.weight, layer.mask is not None),
     )
     if pending is None:
         entry = Entry(None, None, None, unit.rsign.shift, unit.beta)

@@ -11,6 +11,12 @@ bfloat16 and on CUDA devices.
 
 `half_saved`: what each unit keeps for the backward pass is its input in float16, half the bytes; the forward pass stays
 the same. See `bnfree.lean.storage` for how it is rounded. Used for float32 networks on every device.
+
+`half_forward`: on CUDA devices binary convolutions of signs run in float16, and scales are applied afterwards in
+float32. Float16 holds every whole number up to 2048 and every even one up to 4096, so the sums are the same numbers; a
+layer whose sums may lie beyond stays in float32. Used for float32 networks outside autocast. Not yet run on a GPU: what
+has been checked is the arithmetic, on a CPU. There PyTorch rounds sums in 16 bits earlier, or is slow: take
+`int8_forward`.
 """
 
 from __future__ import annotations
@@ -24,15 +30,17 @@ from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from bnfree.errors import InputError
-from bnfree.lean.convolution import convolution_gradients
+from bnfree.lean.convolution import convolution_gradients, convolve
 from bnfree.lean.elementwise import UnitRule
 from bnfree.lean.geometry import Geometry
 
-FAST_MODES = ("int8_forward", "bf16_backward", "half_saved")
+FAST_MODES = ("int8_forward", "bf16_backward", "half_saved", "half_forward")
 
 FEWEST_POSITIONS = 512
 # For each filter. Below, a product of matrices is faster than bringing weights into the format of the convolution.
 MOST_POSITIONS = 16
+# Float16 holds the whole numbers up to here, and the even ones up to twice as much.
+LARGEST_WHOLE = 2048
 
 _packed = WeakTensorKeyDictionary()
 
@@ -53,13 +61,17 @@ def check_fast_modes(names: Iterable[str]) -> tuple[str, ...]:
         raise InputError(
             "fast='bf16_backward' does not work here: it needs a CPU with AVX512-BF16 or AMX, or a GPU with bfloat16."
         )
+    if "half_forward" in names and not torch.cuda.is_available():
+        raise InputError(
+            "fast='half_forward' does not work here: it needs a GPU; 'int8_forward' does the same for a CPU."
+        )
     return names
 
 
-def runs_int8(rule: UnitRule, dtype: torch.dtype, u: Tensor) -> bool:
+def runs_int8(rule: UnitRule, dtype: torch.dtype, u: Tensor, keep: bool = False) -> bool:
     """Whether a unit's forward convolution of an input like `u` runs in 8 bits.
 
-    With few positions to compute it does not: the weights are brought into the format of oneDNN in every call.
+    With few positions to compute it does not, unless the weights' 8-bit form is kept: to make it takes longer.
     """
     return (
         "int8_forward" in rule.fast
@@ -67,7 +79,7 @@ def runs_int8(rule: UnitRule, dtype: torch.dtype, u: Tensor) -> bool:
         and rule.geometry.groups == 1
         and dtype == torch.float32
         and u.device.type == "cpu"
-        and u.numel() // u.shape[1] >= FEWEST_POSITIONS * rule.geometry.stride**2
+        and (keep or u.numel() // u.shape[1] >= FEWEST_POSITIONS * rule.geometry.stride**2)
         and not torch.compiler.is_compiling()
     )
 
@@ -80,6 +92,26 @@ def runs_bf16(rule: UnitRule, dtype: torch.dtype, u: Tensor) -> bool:
         and dtype == torch.float32
         and (u.device.type == "cuda" or (u.device.type == "cpu" and bf16_works()))
     )
+
+
+def runs_half(rule: UnitRule, dtype: torch.dtype, u: Tensor) -> bool:
+    """Whether a unit's forward convolution of an input like `u` runs in float16; see also `modes_for`."""
+    return "half_forward" in rule.fast and rule.weight.binary and dtype == torch.float32 and u.device.type == "cuda"
+
+
+def modes_for(fast: tuple[str, ...], weight: Tensor, masked: bool) -> tuple[str, ...]:
+    """The modes without `half_forward` for weights (O, I, kH, kW) whose sums float16 may not hold.
+
+    Sums of an even number of -1 and +1 are even, and with an even I the number is even at the border too; zeros of a
+    mask make odd ones.
+    """
+    largest = LARGEST_WHOLE if masked or weight.shape[1] % 2 else 2 * LARGEST_WHOLE
+    return fast if weight[0].numel() <= largest else tuple(mode for mode in fast if mode != "half_forward")
+
+
+def convolve_half(s: Tensor, values: Tensor, geometry: Geometry) -> Tensor:
+    """Float32 convolution of float16 signs `s` (N, I, H, W) with -1, 0, +1 (O, I / groups, kH, kW)."""
+    return convolve(s, values.to(s.dtype), geometry).to(torch.float32)
 
 
 def convolve_int8(codes: Tensor, values: Tensor, geometry: Geometry, keep: bool = False) -> Tensor:

@@ -25,7 +25,7 @@ from bnfree.lean.convolution import (
     small_power,
 )
 from bnfree.lean.elementwise import Entry, UnitRule, combine, enter, leave
-from bnfree.lean.fast import convolve_int8, gradients_bf16, runs_bf16, runs_int8
+from bnfree.lean.fast import convolve_half, convolve_int8, gradients_bf16, runs_bf16, runs_half, runs_int8
 from bnfree.lean.geometry import Geometry
 from bnfree.lean.refusal import once
 from bnfree.lean.storage import runs_half_saved, to_half
@@ -45,9 +45,12 @@ def unit_forward(
     """The next pre-activation (N, O, H', W'); `keep` as in `convolve_int8`."""
     dtype = compute_dtype(u)
     planes = Planes(u)
-    if runs_int8(rule, dtype, u):
+    if runs_int8(rule, dtype, u, keep):
         s, shortcut = enter(u, planes, entry, rule, rule.residual, dtype=torch.uint8)
         y = convolve_int8(s, prepared.values, rule.geometry, keep)
+    elif runs_half(rule, dtype, u):
+        s, shortcut = enter(u, planes, entry, rule, rule.residual, dtype=torch.float16)
+        y = convolve_half(s, prepared.values, rule.geometry)
     else:
         s, shortcut = enter(u, planes, entry, rule, rule.residual)
         y = convolve(s.to(dtype), prepared.values.to(dtype), rule.geometry).to(u.dtype)

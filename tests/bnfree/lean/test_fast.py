@@ -108,6 +108,8 @@ def test_unknown_and_unavailable_modes(monkeypatch):
         ReActNet18(width=4).fast = "int8_forward"
     monkeypatch.setattr(fast, "bf16_works", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="half_forward.*needs a GPU.*int8_forward"):
+        ReActNet18(width=4, fast=["half_forward"])
     with pytest.raises(InputError, match="bf16_backward.*does not work here.*AVX512-BF16"):
         ReActNet18(width=4).fast = ["bf16_backward"]
 
@@ -221,3 +223,32 @@ def test_bf16_backward_repeats_bit_for_bit():
     network, x = spread(ReActNet18(width=8, fast=["bf16_backward"])), torch.randn(4, 3, 16, 16)
     first, second = gradients(network, x), gradients(network, x)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_float16_holds_the_sums_that_it_is_given():
+    for channels in (1, 8, 63, 64, 227, 228, 455, 456, 512):
+        for masked in (False, True):
+            weight = torch.empty(1, channels, 3, 3)
+            kept = fast.modes_for(("int8_forward", "half_forward"), weight, masked)
+            # With n terms -1 or +1 a sum is -n, -n + 2, ...; masked terms are 0. A border takes away rows of them.
+            counts = {channels * taps for taps in (4, 6, 9)}
+            sums = {total for n in counts for total in range(-n, n + 1, 1 if masked else 2)}
+            exact = all(torch.tensor(total, dtype=torch.float16).item() == total for total in sums)
+            assert ("half_forward" in kept) <= exact
+            assert ("half_forward" in kept) >= (9 * channels <= 2048)
+            assert "int8_forward" in kept
+
+
+@pytest.mark.parametrize("density", [None, 0.4])
+def test_half_forward_gives_the_same_bits(density, monkeypatch):
+    torch.manual_seed(0)
+    network, x = spread(ReActNet18(width=4)), torch.randn(2, 3, 16, 16)
+    if density:
+        for module in network.body.modules():
+            if hasattr(module, "set_mask"):
+                module.set_mask(torch.rand(module.weight.shape) < density)
+    exact = gradients(network, x)
+    # What a GPU does, on the CPU.
+    monkeypatch.setattr(unit, "runs_half", lambda rule, dtype, u: rule.weight.binary and dtype == torch.float32)
+    half = gradients(network, x)
+    assert all(torch.equal(exact[name], half[name]) for name in exact)
