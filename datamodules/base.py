@@ -14,6 +14,7 @@ from bnfree.errors import InputError
 from datamodules.augmentation import normalize
 from datamodules.batches import RawBatch, finish_batch
 from datamodules.checks import check_int, check_split, split_size
+from datamodules.hyperparameters import remember_arguments
 from datamodules.loader import BatchLoader
 from datamodules.randomness import stratified_split
 from datamodules.sampler import GlobalBatchSampler
@@ -27,6 +28,8 @@ class ImageDataModule(LightningDataModule, AugmentationVariants):
     After the transfer to the device a batch of training, validation and test is (images, labels): float32
     (N, C, H, W), normalised, and int64 (N,). A batch of prediction is (images, indices) over the test set, where
     `predict_image_names[index]` names the image.
+
+    A checkpoint remembers the arguments (`datamodule_hyper_parameters`), so that `bnfree test` finds the images again.
 
     No draw touches the global random state. The split is a function of `split_seed`, the order of an epoch of (`seed`,
     epoch), the augmentation of an image of (`seed`, epoch, image). A run is therefore the same on one process with
@@ -76,6 +79,7 @@ class ImageDataModule(LightningDataModule, AugmentationVariants):
         augmentation_cycle: int | None = None,
     ) -> None:
         super().__init__()
+        remember_arguments(self)
         self.batch_size = check_int("batch_size", batch_size, 1)
         self.val_split = check_split("val_split", val_split)
         self.split_seed = check_int("split_seed", split_seed, 0)

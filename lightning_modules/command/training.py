@@ -168,7 +168,9 @@ class TrainingCLI(LightningCLI):
             run_directory.check_free(self.run_directory, self.checkpoint_path)
 
     def _recipe_name(self) -> str:
-        configs = [Path(value) for value in values_of(self.arguments, "--config", "-c") if Path(value).is_file()]
+        # What a checkpoint remembers is text in place of a file, and too long for a file's name.
+        files = (value for value in values_of(self.arguments, "--config", "-c") if not value.startswith("{"))
+        configs = [Path(value) for value in files if Path(value).is_file()]
         if not configs:
             return str(self.config[self.subcommand].model.class_path).rpartition(".")[2]
         first = configs[0].absolute()

@@ -1,0 +1,30 @@
+"""A checkpoint alone, away from its run, says which network and which data it is of."""
+
+import csv
+import shutil
+
+import pytest
+import torch
+from small_digits import train_digits
+
+from datamodules import DigitsDataModule
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return train_digits(tmp_path_factory.mktemp("loose") / "run")
+
+
+def test_it_is_tested_and_predicts_on_its_own_data(run, bnfree, project):
+    shutil.copy(run / "checkpoints" / "best.ckpt", project / "loose.ckpt")
+    quiet = ("--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false")
+    code, out, err = bnfree("test", "--ckpt_path=loose.ckpt", *quiet)
+    assert code == 0, err
+    shown = float(out.split("test/acc")[1].split()[1])
+    code, _, err = bnfree("predict", "--ckpt_path=loose.ckpt", "--run_dir=said", *quiet)
+    assert code == 0, err
+    with (project / "said" / "predictions.csv").open() as file:
+        said = [int(row["class"]) for row in csv.DictReader(file)]
+    data = DigitsDataModule(image_size=8)
+    labels = torch.cat([labels for _, labels in data.test_batches(360)])
+    assert shown == pytest.approx((torch.tensor(said) == labels).float().mean().item(), abs=1 / 360 + 1e-6)
