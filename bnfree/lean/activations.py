@@ -104,12 +104,11 @@ class LeanRPReLU(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, shift_in, slope, shift_out."""
         x, shift_in, slope = ctx.saved_tensors
+        if kernels.applies(x, shift_in, slope, gradient):
+            of_x = torch.empty_like(x)
+            sums = kernels.leave(x, (shift_in, slope, shift_in), shift_in, None, None, gradient, None, of_x)
+            return once(gradient, [of_x, *sums[:3].unbind()])
         with torch.no_grad():
-            if kernels.applies(x, shift_in, slope, gradient):
-                of_x = torch.empty_like(x)
-                parameters = (shift_in, slope, shift_in)
-                sums = kernels.leave(x, parameters, shift_in, None, None, gradient, None, of_x)
-                return once(gradient, [of_x, *sums[:3].unbind()])
             planes = Planes(x)
             shifts, slopes = (planes.per_channel(p.to(x.dtype)) for p in (shift_in, slope))
             assert shifts is not None
@@ -134,7 +133,7 @@ class LeanRSign(torch.autograd.Function):
     def forward(x: Tensor, shift: Tensor, beta: Tensor | None, slope: Any) -> Tensor:
         """`x` (N, C, H, W), `shift` (C,), `beta` () or None."""
         if kernels.applies(x, shift):
-            return kernels.enter(x, (), shift, beta, 1.0, x.dtype, None)
+            return kernels.enter(x, (), shift, beta, 1.0, x.dtype)
         planes = Planes(x)
         thresholds = planes.per_channel(-shift)
         assert thresholds is not None
@@ -156,11 +155,11 @@ class LeanRSign(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x and shift; beta is a constant."""
         x, shift, beta = ctx.saved_tensors
+        if kernels.applies(x, shift, gradient) and kernels.estimator_code(ctx.slope) is not None:
+            of_x = torch.empty_like(x)
+            sums = kernels.leave(x, (), shift, beta, ctx.slope, gradient, None, of_x)
+            return once(gradient, [of_x, sums[3], None, None])
         with torch.no_grad():
-            if kernels.applies(x, shift, gradient) and kernels.estimator_code(ctx.slope) is not None:
-                of_x = torch.empty_like(x)
-                sums = kernels.leave(x, (), shift, beta, ctx.slope, gradient, None, of_x)
-                return once(gradient, [of_x, sums[3], None, None])
             planes = Planes(x)
             shifts = planes.per_channel(shift)
             assert shifts is not None

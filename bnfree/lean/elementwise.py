@@ -72,7 +72,7 @@ def enter(
     shape = (*u.shape[:2], height, width)
     if kernels.applies(u, *entry[:4]):
         shortcut = u.new_empty(shape) if with_shortcut else None
-        return kernels.enter(u, entry[:3], entry.shift, entry.beta, magnitude, dtype, shortcut), shortcut
+        return kernels.enter(u, entry[:3], entry.shift, entry.beta, magnitude, dtype, shortcut, rule.pool), shortcut
     parameters = _parameters(planes, entry, u)
     threshold = planes.per_channel(-entry.shift)
     assert threshold is not None
@@ -127,7 +127,9 @@ def leave(
     """Gradients of u, which may be in the memory of `of_s`, and of the entry's parameters."""
     of_s, of_shortcut = of_s.to(u.dtype), _cast(of_shortcut, u)
     if kernels.applies(u, *entry[:4], of_s, of_shortcut) and kernels.estimator_code(rule.slope) is not None:
-        totals = kernels.leave(u, entry[:3], entry.shift, entry.beta, rule.slope, of_s, of_shortcut, of_s).unbind()
+        totals = kernels.leave(
+            u, entry[:3], entry.shift, entry.beta, rule.slope, of_s, of_shortcut, of_s, rule.pool
+        ).unbind()
         return of_s, [*([None] * 3 if entry.slope is None else totals[:3]), totals[3]]
     parameters = _parameters(planes, entry, u)
     shift = planes.per_channel(entry.shift)

@@ -83,7 +83,8 @@ def enter(
     beta: Tensor | None,
     magnitude: float,
     dtype: torch.dtype,
-    shortcut: Tensor | None,
+    shortcut: Tensor | None = None,
+    pool: bool = False,
 ) -> Tensor:
     """The signs, +magnitude and -magnitude, or 2 and 0 in uint8.
 
@@ -94,7 +95,8 @@ def enter(
         beta: ().
         magnitude: of the signs.
         dtype: of the signs.
-        shortcut: memory for x (same shape), or for its average-pooled product with beta (half the height and width).
+        shortcut: memory for x, or for the average-pooled beta * x.
+        pool: which of both.
     """
     from bnfree.lean.numba_planes import enter_planes
 
@@ -108,7 +110,14 @@ def enter(
         target = signs
     arguments = _stack(parameters, u), -shift.detach(), _scalar(beta, u), _array(target), values.numpy()
     _run(
-        enter_planes, u, _array(u), arguments[0], arguments[1].numpy(), *arguments[2:], _array(shortcut, u), u.shape[3]
+        enter_planes,
+        u,
+        _array(u),
+        arguments[0],
+        arguments[1].numpy(),
+        *arguments[2:],
+        _array(shortcut, u),
+        u.shape[3] * pool,
     )
     return signs
 
@@ -131,6 +140,7 @@ def leave(
     of_signs: Tensor,
     of_shortcut: Tensor | None,
     target: Tensor,
+    pool: bool = False,
 ) -> Tensor:
     """Gradients back through shortcut, signs and RPReLU: that of `u` in `target`.
 
@@ -143,6 +153,7 @@ def leave(
         of_signs: the incoming gradient.
         of_shortcut: that of the shortcut, of the shape of `enter`'s.
         target: memory, may be that of `of_signs`.
+        pool: as in `enter`.
 
     Returns:
         (4, C), gradients of shift_in, slope, shift_out (undefined without RPReLU) and shift.
@@ -154,7 +165,7 @@ def leave(
     sums = u.new_empty(4, images * channels)
     _run(
         leave_planes, u, _array(u), _stack(parameters, u), shift.detach().numpy(), _scalar(beta, u), code,
-        _array(of_signs), _array(of_shortcut, u), width, _array(target), sums.numpy(),
+        _array(of_signs), _array(of_shortcut, u), width * pool, _array(target), sums.numpy(),
     )  # fmt: skip
     return sums.view(4, images, channels).sum(1)
 

@@ -102,8 +102,8 @@ def enter_planes(
         beta: 1 where there is none.
         signs: values[1] where beta * x >= threshold, else values[0].
         values: (2,), of the dtype of `signs`.
-        shortcut: x; or, if planes are smaller, pooled beta * x; or (0, 0).
-        width: of a plane of `u`.
+        shortcut: x, or pooled beta * x, or (0, 0).
+        width: of a plane of `u` if the shortcut is pooled, else 0.
         first: plane.
         last: one behind.
     """
@@ -119,10 +119,10 @@ def enter_planes(
         threshold, line = thresholds[c], signs[plane]
         for i in range(size):
             line[i] = high if x[i] * beta >= threshold else low
-        if shortcut.shape[1] == size:
-            shortcut[plane] = x
-        elif shortcut.shape[1]:
+        if width and shortcut.shape[1]:
             _pool(x, width, beta, shortcut[plane])
+        elif shortcut.shape[1]:
+            shortcut[plane] = x
 
 
 @compiled
@@ -155,8 +155,8 @@ def leave_planes(
         beta: 1 where there is none.
         estimator: `QUADRATIC`, `WINDOW` or `IDENTITY`.
         of_signs: gradient of the signs.
-        of_shortcut: gradient of x; or, if planes are smaller, of pooled beta * x; or (0, 0).
-        width: of a plane of `u`.
+        of_shortcut: gradient of x, or of pooled beta * x, or (0, 0).
+        width: of a plane of `u` if the shortcut is pooled, else 0.
         target: gradient of `u`; may be `of_signs`.
         sums: (4, planes): of the gradients of shift_in, slope, shift_out (only with RPReLU) and shift.
         first: plane.
@@ -186,12 +186,12 @@ def leave_planes(
         else:
             h[:] = incoming
         sums[3, plane] = total
-        if of_shortcut.shape[1] == size:
+        if width and of_shortcut.shape[1]:
+            _add_unpooled(of_shortcut[plane], width, beta, h)
+        elif of_shortcut.shape[1]:
             residual = of_shortcut[plane]
             for i in range(size):
                 h[i] += residual[i]
-        elif of_shortcut.shape[1]:
-            _add_unpooled(of_shortcut[plane], width, beta, h)
         if rprelu.shape[1]:
             shift_in, factor = rprelu[0, c], rprelu[1, c]
             above, below, of_slope = zero, zero, zero

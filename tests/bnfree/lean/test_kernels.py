@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bnfree.activations import RPReLU
 from bnfree.backbones import ReActNet18, ReActNetA
 from bnfree.binarize import RSign
+from bnfree.errors import InputError
 from bnfree.lean import kernels
 
 
@@ -68,7 +69,7 @@ def images(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 @pytest.mark.parametrize("kind", [ReActNet18, ReActNetA])
 @pytest.mark.parametrize("options", [{}, {"estimator": "ste"}, {"norm": "batch_norm"}, {"norm": "none"}])
-@pytest.mark.parametrize("size", [(16, 16), (9, 7)])
+@pytest.mark.parametrize("size", [(16, 16), (9, 7), (4, 2)])
 def test_networks_in_float64_against_the_plain_composition(kind, options, size, calls):
     network = spread(kind(num_classes=3, width=4, stem="cifar", **options)).double()
     x = images(6, 3, *size) if options.get("norm") != "batch_norm" else images(6, 3, 48, 33)
@@ -162,6 +163,15 @@ def test_transformations_of_functions():
     expected = everything(module, x, enabled=False)["x"]
     weight = torch.sin(torch.arange(x.numel(), dtype=x.dtype)).view(x.shape)
     assert torch.equal(torch.func.grad(lambda x: (module(x) * weight).sum())(x), expected)
+
+
+@pytest.mark.parametrize("module", [RSign(4), RPReLU(4), ReActNet18(num_classes=3, width=4)])
+def test_gradients_of_gradients_are_refused(module):
+    x = images(2, 3 if isinstance(module, ReActNet18) else 4, 8, 8, dtype=torch.float32).requires_grad_()
+    y = module(x)
+    (gradient,) = torch.autograd.grad(y, x, torch.ones_like(y).requires_grad_(), create_graph=True)
+    with pytest.raises(InputError, match=r"create_graph=True"):
+        gradient.square().sum().backward()
 
 
 def test_without_numba_there_are_none(monkeypatch, calls):
