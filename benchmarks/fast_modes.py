@@ -97,28 +97,31 @@ def saved(modes: list[str]) -> None:
         print(f"  {' + '.join(['lean', *case]):55} {kept:.3f}   {baseline / kept:.1f}x fewer")
 
 
+def tested(folder: Path) -> float | None:
+    """Test accuracy (percent) of a run; None if it has not come so far."""
+    path = folder / "metrics.csv"
+    if not path.is_file():
+        return None
+    with path.open() as file:
+        values = [row["test/acc"] for row in csv.DictReader(file) if row.get("test/acc")]
+    return 100 * float(values[-1]) if values else None
+
+
 def accuracy(modes: list[str], data_dir: str, output: Path, seeds: list[int]) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "lightning_modules.cli",
-        "fit",
-        "--config",
-        str(ROOT / "configs/cifar10_small.yaml"),
-    ]
-    command += [f"--data.data_dir={data_dir}", "--last_checkpoint.save_top_k=0"]
+    command = [sys.executable, "-m", "lightning_modules.cli", "fit"]
+    command += ["--config", str(ROOT / "configs/cifar10_small.yaml"), f"--data.data_dir={data_dir}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     reached: dict[str, list[float]] = {}
     for seed in seeds:
         for name, case in {"exact": [], "all fast modes": modes}.items():
             folder = output / f"{name.replace(' ', '_')}-seed{seed}"
-            if not (folder / "metrics.csv").exists():
+            if tested(folder) is None:
                 options = [f"--run_dir={folder}", f"--seed_everything={seed}", f"--data.seed={seed}"]
                 options += [f"--model.backbone.fast=[{','.join(case)}]"]
                 subprocess.run([*command, *options], env=environment, check=True)
-            with (folder / "metrics.csv").open() as file:
-                values = [row["test/acc"] for row in csv.DictReader(file) if row.get("test/acc")]
-            reached.setdefault(name, []).append(100 * float(values[-1]))
+            found = tested(folder)
+            assert found is not None
+            reached.setdefault(name, []).append(found)
     for name, values in reached.items():
         each = " / ".join(f"{value:.2f}" for value in values)
         spread = f", standard deviation {statistics.stdev(values):.2f}" if len(values) > 1 else ""

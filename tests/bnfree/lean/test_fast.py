@@ -252,3 +252,37 @@ def test_half_forward_gives_the_same_bits(density, monkeypatch):
     monkeypatch.setattr(unit, "runs_half", lambda rule, dtype, u: rule.weight.binary and dtype == torch.float32)
     half = gradients(network, x)
     assert all(torch.equal(exact[name], half[name]) for name in exact)
+
+
+@needs_bf16
+def test_modes_go_together_with_autocast_and_channels_last():
+    torch.manual_seed(0)
+    network, x = spread(ReActNet18(width=8)), torch.randn(4, 3, 24, 24)
+    with torch.autocast("cpu", torch.bfloat16):
+        exact, network.fast = gradients(network, x), ["int8_forward", "bf16_backward", "half_saved"]
+        quick = gradients(network, x)
+    assert torch.equal(exact["output"], quick["output"])
+    assert all(torch.isfinite(gradient).all() for gradient in quick.values())
+    contiguous = gradients(network, x)
+    network.to(memory_format=torch.channels_last)
+    last = gradients(network, x.contiguous(memory_format=torch.channels_last))
+    # The last stage: further down, rounding may turn activations over.
+    for name in (name for name in last if name.startswith("body.3.3") and name.endswith("weight")):
+        assert (last[name] - contiguous[name]).norm() < 2**-8 * contiguous[name].norm()
+
+
+@needs_bf16
+@pytest.mark.slow
+def test_modes_compile_in_one_graph():
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    network, x = ReActNet18(width=8, fast=["int8_forward", "bf16_backward", "half_saved"]), torch.randn(8, 3, 16, 16)
+    network.body = torch.nn.Sequential(network.body[0][0], network.body[1][0])
+    network.classifier = torch.nn.Linear(16, 10)
+    spread(network)
+    eager = gradients(network, x)
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+    network.zero_grad()
+    F.cross_entropy(compiled(x).double(), torch.arange(8)).backward()
+    for name, parameter in network.named_parameters():
+        assert (parameter.grad - eager[name]).norm() < 2**-7 * eager[name].norm(), name
