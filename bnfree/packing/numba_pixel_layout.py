@@ -19,11 +19,12 @@ LARGEST = 127 * (1 << 16) + 127 * (1 << 8) + 127
 
 
 def fits(stem: PackedStem, normalization: Normalization) -> bool:
-    """Whether a pixel of the images is one word at most, and no sum of the upper two planes can leave 32 bits."""
+    """Whether a pixel is one word at most, no sum of the upper two planes can leave 32 bits, and scales are numbers."""
     channels = stem.weight.values.shape[1]
     farthest = max(max(abs(zero), abs(255 - zero), 255) for zero in normalization.zero().tolist())
     within = stem.weight.values[0].numel() * farthest * ((LARGEST >> 8) + 1) < 1 << 31
-    return channels <= 4 and within and bool(_folded(stem, normalization).isfinite().all())
+    largest = _folded(stem, normalization).abs().flatten(1).amax(1)
+    return channels <= 4 and within and bool(((largest == 0) | (largest > 1e-25) & (largest < 1e30)).all())
 
 
 class PixelLayout:
@@ -43,20 +44,26 @@ class PixelLayout:
         self.blocks = -(-out_channels // BLOCK)
         weight = _folded(stem, normalization)
         largest = weight.abs().flatten(1).amax(1)
-        scale = torch.where(largest > 0, largest / LARGEST, 1.0)
-        whole = (weight / scale.view(-1, 1, 1, 1)).round()
-        self.scale, self.bias, self.zeros = scale.numpy(), stem.bias.double().numpy(), normalization.zero().numpy()
-        self.scales = filled(self.scale.astype(np.float32), 0, self.blocks * BLOCK)
-        self.whole: NDArray[np.int64] = whole.long().numpy()
+        # A step is left for what rounding adds to a weight, and a bit for that of the scale.
+        scale = torch.where(largest > 0, largest / (LARGEST - 2), 1.0).float()
+        # As a strip has them: column by column.
+        taps = weight.permute(0, 3, 2, 1).flatten(1) / scale.double().view(-1, 1)
+        # What rounding takes from a tap, the next one gets: neighbours in an image are alike.
+        taps = taps.cumsum(1).round().diff(dim=1, prepend=torch.zeros(out_channels, 1))
+        self.scale, self.bias, self.zeros = (
+            scale.double().numpy(),
+            stem.bias.double().numpy(),
+            normalization.zero().numpy(),
+        )
+        self.scales = filled(scale.numpy(), 0, self.blocks * BLOCK)
+        self.taps: NDArray[np.int64] = taps.long().numpy()
         self.weights = self._planes()
         self.steps = self.weights.shape[2]
 
     def _planes(self) -> NDArray[np.int8]:
         """(blocks, 3, steps, 32, 4)."""
-        # A strip goes through the image column by column.
-        taps = self.whole.transpose(0, 3, 2, 1).reshape(len(self.whole), -1)
-        missing = self.blocks * BLOCK - len(taps), -taps.shape[1] % 4
-        taps = np.pad(taps, [(0, count) for count in missing])
+        missing = self.blocks * BLOCK - len(self.taps), -self.taps.shape[1] % 4
+        taps = np.pad(self.taps, [(0, count) for count in missing])
         low = (taps + 128) % 256 - 128
         upper = (taps - low) // 256
         middle = (upper + 128) % 256 - 128
@@ -74,10 +81,11 @@ class PixelLayout:
             columns: likewise.
         """
         shape = len(rows), len(columns), self.blocks * BLOCK
+        taps = self.taps.reshape(-1, self.kernel_size, self.kernel_size, self.channels)
         base, rest = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
         for i, row in enumerate(rows):
             for j, column in enumerate(columns):
-                met = self.whole[:, :, slice(*row), slice(*column)].sum((2, 3))
+                met = taps[:, slice(*column), slice(*row)].sum((1, 2))
                 total = met @ self.zeros
                 upper = np.rint(total / 256)
                 base[i, j, : len(met)] = upper

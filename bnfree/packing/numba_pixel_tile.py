@@ -43,7 +43,7 @@ def has_instruction() -> bool:
 def make_pixel_tile(pixels: int) -> Any:
     """The kernel for a number of neighbouring pixels, to be called in compiled code.
 
-    Sums are exact; what is rounded is the result, three times.
+    Sums are exact; what is rounded is the result: when planes are joined, and when it is scaled.
     """
 
     def emit(code: Code) -> None:
@@ -64,8 +64,9 @@ def make_pixel_tile(pixels: int) -> Any:
             for v, (scale, base, rest) in enumerate(zip(scales, bases, rests, strict=True)):
                 upper = builder.sub(builder.add(builder.shl(high[p][v], byte), middle[p][v]), base)
                 upper, lower = (builder.sitofp(part, FLOATS) for part in (upper, low[p][v]))
-                total = builder.fadd(builder.fmul(upper, code.all(256.0)), lower)
-                code.store(builder.fadd(builder.fmul(total, scale), rest), code.step(output, v * VECTOR_BYTES))
+                total = code.call("fmuladd", FLOATS, upper, code.all(256.0), lower)
+                result = code.call("fmuladd", FLOATS, total, scale, rest)
+                code.store(result, code.step(output, v * VECTOR_BYTES))
 
     return tile_of(ARGUMENTS, emit)
 

@@ -82,7 +82,8 @@ class PackedNetwork:
             )
         if of_pixels and self.info.normalization is None:
             raise InputError(
-                "images is torch.uint8, and the network does not know its mean and std; normalise images to floating point."
+                "images is torch.uint8, and the network does not know its mean and std; normalise images to floating "
+                "point."
             )
         if self._run is None:
             self._run = self._prepare()
