@@ -55,17 +55,21 @@ def check_fast_modes(names: Iterable[str]) -> tuple[str, ...]:
     for name in names:
         if name not in FAST_MODES:
             raise InputError(f"fast={name!r} is not known; choose among {', '.join(map(repr, FAST_MODES))}.")
-    if "int8_forward" in names and not int8_works():
-        raise InputError("fast='int8_forward' does not work here: this PyTorch has no 8-bit convolution by oneDNN.")
-    if "bf16_backward" in names and not (bf16_works() or _gpu_has_bf16()):
-        raise InputError(
-            "fast='bf16_backward' does not work here: it needs a CPU with AVX512-BF16 or AMX, or a GPU with bfloat16."
-        )
-    if "half_forward" in names and not torch.cuda.is_available():
-        raise InputError(
-            "fast='half_forward' does not work here: it needs a GPU; 'int8_forward' does the same for a CPU."
-        )
+    for name in names:
+        if lacking := _lacking(name):
+            raise InputError(f"fast={name!r} does not work here: {lacking}; fast=[] goes without.")
     return names
+
+
+def _lacking(name: str) -> str:
+    """What a mode needs and is not there."""
+    if name == "int8_forward" and not int8_works():
+        return "this PyTorch has no 8-bit convolution by oneDNN"
+    if name == "bf16_backward" and not (bf16_works() or _gpu_has_bf16()):
+        return "it needs a CPU with AVX512-BF16 or AMX, or a GPU with bfloat16"
+    if name == "half_forward" and not torch.cuda.is_available():
+        return "it needs a GPU, and 'int8_forward' does the same for a CPU"
+    return ""
 
 
 def runs_int8(rule: UnitRule, dtype: torch.dtype, u: Tensor, keep: bool = False) -> bool:
