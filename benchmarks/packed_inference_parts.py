@@ -1,4 +1,4 @@
-"""What `packed_inference.py` measures: one packed convolution, oneDNN's, and the popcount's peak."""
+"""What `packed_inference.py` measures: one packed convolution, first layers, oneDNN's, and the popcount's peak."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from bnfree.packing.bits import TernaryWeight
-from bnfree.packing.layers import PackedUnit
-from bnfree.packing.numba_layout import UnitLayout
+from bnfree.packing.layers import PackedStem, PackedUnit
+from bnfree.packing.numba_layout import RealLayout, UnitLayout
+from bnfree.packing.numba_pixel_layout import PixelLayout
+from bnfree.packing.numba_pixels import run_pixels
 from bnfree.packing.numba_run import run
 from bnfree.packing.numba_workspace import Workspace
+from bnfree.packing.pixels import Normalization
 
 # Products of signs in a vector of 512 bits, and accumulators enough to hide that each instruction takes a while.
 PRODUCTS, ACCUMULATORS = 512, 24
@@ -55,6 +58,25 @@ class Unit:
         """The convolution of the signs, float32 (1, channels, size, size)."""
         self.run()
         return self.output.permute(0, 3, 1, 2)
+
+
+class Stem:
+    """A packed network's first layer on one image, normalised and in 8 bits."""
+
+    def __init__(self, stem: PackedStem, pixels: Tensor, normalization: Normalization) -> None:
+        sizes = pixels.shape[2:]
+        self.pixels, self.images = pixels, normalization(pixels)
+        self.workspace = Workspace(RealLayout.of_stem(stem), [], 1, *sizes)
+        self.pixel_workspace = Workspace(PixelLayout(stem, normalization), [], 1, *sizes)
+
+    def run(self) -> None:
+        """In float32."""
+        space = self.workspace
+        run(space.stem, space.units, space.projections, 1, self.images.data_ptr(), 0, 0)
+
+    def run_pixels(self) -> None:
+        """In integers."""
+        run_pixels(self.pixel_workspace.pixels, 1, self.pixels.data_ptr())
 
 
 def float32_convolution(signs: Tensor, weight: Tensor) -> Callable[[], Tensor]:
