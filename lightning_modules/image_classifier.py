@@ -20,6 +20,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from bnfree.calibration import calibrate
 from bnfree.errors import InputError
+from bnfree.lean.fast import check_available
 from lightning_modules.fused_optimizers import prefer_fused
 from lightning_modules.initial_weights import load_initial_weights
 from lightning_modules.learning_rate_scaling import (
@@ -134,7 +135,7 @@ class ImageClassifier(LightningModule):
         return self.backbone(images)
 
     def setup(self, stage: str) -> None:
-        """Checks that backbone and data fit together; loads `init_from` in a fresh fit."""
+        """Checks that backbone, data and machine fit together; loads `init_from` in a fresh fit."""
         data = getattr(self.trainer, "datamodule", None)
         for data_name, data_value, name in (
             ("num_classes", getattr(data, "num_classes", None), "num_classes"),
@@ -146,6 +147,8 @@ class ImageClassifier(LightningModule):
                     f"backbone.{name}={value} does not fit {type(data).__name__}, whose {data_name} is {data_value}: "
                     f"set model.init_args.backbone.init_args.{name} to {data_value}."
                 )
+        if stage == "fit" and getattr(self.backbone, "lean", False):
+            check_available(getattr(self.backbone, "fast", ()))
         if stage == "fit" and self.init_from is not None and self.trainer.ckpt_path is None:
             load_initial_weights(self.backbone, self.init_from)
 

@@ -14,7 +14,7 @@ from bnfree.activations import RPReLU
 from bnfree.binarize import RSign, get_estimator
 from bnfree.convolution import BinaryConv2d
 from bnfree.lean.elementwise import Entry, UnitRule
-from bnfree.lean.fast import modes_for
+from bnfree.lean.fast import check_available, modes_for
 from bnfree.lean.geometry import Geometry
 from bnfree.lean.unit import UnitStep, unit_forward
 
@@ -51,7 +51,12 @@ def run_chain(body: nn.Sequential, x: Tensor, unit_class: type[ResidualUnit], fa
         x: (N, C, H, W).
         unit_class: `ResidualUnit`; its subclasses are called as modules.
         fast: names of `bnfree.lean.fast.FAST_MODES`.
+
+    Raises:
+        InputError: a mode that does not work here, in training.
     """
+    if fast and body.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        check_available(fast)
     pending: RPReLU | None = None
     for module in _flatten(body):
         _announce(module)

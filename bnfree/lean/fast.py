@@ -49,16 +49,24 @@ def check_fast_modes(names: Iterable[str]) -> tuple[str, ...]:
     """The names, once each.
 
     Raises:
-        InputError: a name that is not known, or a mode that this PyTorch does not offer or computes wrongly.
+        InputError: a name that is not known.
     """
     names = (names,) if isinstance(names, str) else tuple(dict.fromkeys(names))
     for name in names:
         if name not in FAST_MODES:
             raise InputError(f"fast={name!r} is not known; choose among {', '.join(map(repr, FAST_MODES))}.")
+    return names
+
+
+def check_available(names: Iterable[str]) -> None:
+    """Checks that training can use the modes; evaluation goes without those that it cannot.
+
+    Raises:
+        InputError: a mode that this PyTorch does not offer or computes wrongly.
+    """
     for name in names:
         if lacking := _lacking(name):
             raise InputError(f"fast={name!r} does not work here: {lacking}; fast=[] goes without.")
-    return names
 
 
 def _lacking(name: str) -> str:
@@ -85,6 +93,7 @@ def runs_int8(rule: UnitRule, dtype: torch.dtype, u: Tensor, keep: bool = False)
         and u.device.type == "cpu"
         and (keep or u.numel() // u.shape[1] >= FEWEST_POSITIONS * rule.geometry.stride**2)
         and not torch.compiler.is_compiling()
+        and int8_works()
     )
 
 

@@ -285,6 +285,16 @@ def test_init_from_reads_a_public_checkpoint_into_a_network_that_computes_the_sa
     torch.testing.assert_close(loaded.eval()(images), source.eval()(images))
 
 
+def test_a_fast_mode_that_does_not_work_is_refused_before_training(corners, make_trainer, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    module = ImageClassifier(network(fast=["half_forward"]))
+    with pytest.raises(InputError, match="fast='half_forward' does not work here: it needs a GPU"):
+        make_trainer().fit(module, datamodule=corners)
+    module.backbone.lean = False
+    module.setup("fit")
+
+
+
 @pytest.mark.parametrize("options", [{"alpha": 0.5, "binary_shortcut": True}, {"alpha": 0.2, "binary_shortcut": False}])
 def test_init_from_a_public_checkpoint_that_would_compute_something_else_is_refused(
     corners, make_trainer, tmp_path, options

@@ -100,18 +100,34 @@ def test_int8_is_left_out_where_it_does_not_apply(monkeypatch):
         ReActNet18(width=4, fast=["int8_forward"])(x)
 
 
-def test_unknown_and_unavailable_modes(monkeypatch):
+def test_unknown_modes():
     with pytest.raises(InputError, match="fast='float4' is not known.*int8_forward"):
         ReActNet18(width=4, fast=["float4"])
+    with pytest.raises(InputError, match="fast='int7' is not known"):
+        ReActNet18(width=4).fast = "int7"
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        ("int8_forward", "int8_forward.*does not work here"),
+        ("bf16_backward", "bf16_backward.*does not work here.*AVX512-BF16"),
+        ("half_forward", "half_forward.*needs a GPU.*int8_forward"),
+    ],
+)
+def test_modes_that_do_not_work_are_refused_in_training_only(mode, said, monkeypatch):
     monkeypatch.setattr(fast, "int8_works", lambda: False)
-    with pytest.raises(InputError, match="int8_forward.*does not work here"):
-        ReActNet18(width=4).fast = "int8_forward"
     monkeypatch.setattr(fast, "bf16_works", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InputError, match="half_forward.*needs a GPU.*int8_forward"):
-        ReActNet18(width=4, fast=["half_forward"])
-    with pytest.raises(InputError, match="bf16_backward.*does not work here.*AVX512-BF16"):
-        ReActNet18(width=4).fast = ["bf16_backward"]
+    monkeypatch.setattr(fast, "convolve_int8", None)
+    network, x = ReActNet18(width=4, fast=[mode]), torch.randn(64, 3, 32, 32)
+    with pytest.raises(InputError, match=said):
+        network(x)
+    network.eval()
+    with torch.no_grad():
+        result = network(x)
+        network.fast = []
+        assert torch.equal(network(x), result)
 
 
 def test_a_wrong_convolution_is_found_out(monkeypatch):
