@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from bnfree.lean import kernels
 from bnfree.lean.blocks import Planes, part, put, slot
+from bnfree.lean.function import Function
 from bnfree.lean.refusal import once
 
 
@@ -78,7 +79,7 @@ def channel_sum(x: Tensor) -> Tensor:
     return x.sum((0, 2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
 
 
-class LeanRPReLU(torch.autograd.Function):
+class LeanRPReLU(Function):
     """RPReLU that keeps its input."""
 
     @staticmethod
@@ -126,7 +127,7 @@ class LeanRPReLU(torch.autograd.Function):
         return once(gradient, [target.view(x.shape), *of_parameters])
 
 
-class LeanRSign(torch.autograd.Function):
+class LeanRSign(Function):
     """RSign that keeps its input; `slope` is the derivative of the estimator."""
 
     @staticmethod

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bnfree.lean import weights
+from bnfree.lean.function import Function
 from bnfree.lean.geometry import Geometry
 from bnfree.lean.refusal import once
 from bnfree.lean.weights import PreparedWeight, WeightRule
@@ -48,7 +49,7 @@ def small_power(weight: Tensor, dtype: torch.dtype) -> float:
     return 2.0 ** -round(weight[0].numel().bit_length() / 2) if dtype == torch.float16 else 1.0
 
 
-class LeanEffectiveWeight(torch.autograd.Function):
+class LeanEffectiveWeight(Function):
     """Latent weight and gain to effective weight; keeps the parameters and the moments."""
 
     @staticmethod
@@ -83,7 +84,7 @@ def convolve_prepared(x: Tensor, prepared: PreparedWeight, geometry: Geometry, d
     return output.to(torch.promote_types(dtype, x.dtype)).mul_(prepared.scale.view(1, -1, 1, 1).to(x.dtype))
 
 
-class LeanConvolution(torch.autograd.Function):
+class LeanConvolution(Function):
     """Input, latent weight and gain to the output; keeps the input, the parameters and the moments."""
 
     @staticmethod

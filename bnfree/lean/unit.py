@@ -26,6 +26,7 @@ from bnfree.lean.convolution import (
 )
 from bnfree.lean.elementwise import Entry, UnitRule, combine, enter, leave
 from bnfree.lean.fast import convolve_half, convolve_int8, gradients_bf16, runs_bf16, runs_half, runs_int8
+from bnfree.lean.function import Function
 from bnfree.lean.geometry import Geometry
 from bnfree.lean.refusal import once
 from bnfree.lean.storage import runs_half_saved, to_half
@@ -84,7 +85,7 @@ def bare_signs(
     return weights.rebuild(weight, None, mask, bare, rule.weight), scale.where(alive, 1)
 
 
-class UnitStep(torch.autograd.Function):
+class UnitStep(Function):
     """One step of the chain, see the module."""
 
     @staticmethod
