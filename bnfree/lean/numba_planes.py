@@ -10,22 +10,15 @@ A loop never reads one array and writes another that may lie in the same memory:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numba import njit
 
+from bnfree.machine_code import compiled
+
 QUADRATIC, WINDOW, IDENTITY = 0, 1, 2
 """Derivatives: max(0, 2 - 2|v|); 1 where |v| <= 1, else 0; and 1, which is no sign at all."""
-
-
-def compiled(function: Callable[..., Any]) -> Any:
-    """`numba.njit` that keeps machine code on disk, where there is a place for it: read-only systems have none."""
-    try:
-        return njit(cache=True, nogil=True, error_model="numpy")(function)
-    except RuntimeError:
-        return njit(nogil=True, error_model="numpy")(function)
 
 
 @njit(fastmath={"reassoc"}, error_model="numpy")
@@ -79,7 +72,7 @@ def _add_unpooled(gradient: Any, width: int, beta: float, h: Any) -> None:
             line[width - 1] += incoming[columns - 1] * share * beta
 
 
-@compiled
+@compiled()
 def rprelu_planes(u: Any, rprelu: Any, target: Any, first: int, last: int) -> None:
     """RPReLU of `u`; `rprelu` (3, C): shift_in, slope, shift_out."""
     channels = rprelu.shape[1]
@@ -88,7 +81,7 @@ def rprelu_planes(u: Any, rprelu: Any, target: Any, first: int, last: int) -> No
         _rprelu(u[plane], rprelu[0, c], rprelu[1, c], rprelu[2, c], target[plane])
 
 
-@compiled
+@compiled()
 def enter_planes(
     u: Any, rprelu: Any, thresholds: Any, beta: float, signs: Any, values: Any, shortcut: Any, width: int,
     first: int, last: int,
@@ -125,7 +118,7 @@ def enter_planes(
             shortcut[plane] = x
 
 
-@compiled
+@compiled()
 def combine_planes(u: Any, rprelu: Any, y: Any, scale: Any, first: int, last: int) -> None:
     """Y = x + scale * y, where x is RPReLU(u), or `u` where `rprelu` is (3, 0)."""
     size, channels = u.shape[1], len(scale)
@@ -141,7 +134,7 @@ def combine_planes(u: Any, rprelu: Any, y: Any, scale: Any, first: int, last: in
             line[i] = line[i] * factor + x[i]
 
 
-@compiled
+@compiled()
 def leave_planes(
     u: Any, rprelu: Any, shift: Any, beta: float, estimator: int, of_signs: Any, of_shortcut: Any, width: int,
     target: Any, sums: Any, first: int, last: int,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from bnfree.lean.numba_planes import compiled
+from bnfree.machine_code import compiled
 
 LARGEST = np.float32(65504)
 SMALLEST = np.float32(2**-24)
@@ -25,7 +25,7 @@ def _rounded(x: float) -> float:
     return (x + SHIFT) - SHIFT if abs(x) < SMALLEST_NORMAL else split - (split - x)
 
 
-@compiled
+@compiled()
 def round_planes(u: Any, rprelu: Any, thresholds: Any, beta: float, target: Any, first: int, last: int) -> None:
     """Rounds float32 to float16, in float32, on the side of each kink on which it is.
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numba import carray, njit, prange, types
 
+from bnfree.machine_code import compiled
 from bnfree.packing.numba_kernels import max_row, offsets, pointer_to, words_at
 from bnfree.packing.numba_pixel_tile import make_pixel_tile
-from bnfree.packing.numba_run import compiled
 from bnfree.packing.numba_unit import BLOCK
 from bnfree.packing.numba_vectors import copy_word
 

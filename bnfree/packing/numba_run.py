@@ -5,11 +5,11 @@ It comes as a pair of one body, for one thread and for several; numba's cache ke
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from numba import carray, njit, prange
 
+from bnfree.machine_code import compiled
 from bnfree.packing.numba_kernels import binarize_row, frame_row, max_row, offsets, shortcut_row
 from bnfree.packing.numba_real_tile import make_real_tile
 from bnfree.packing.numba_tile import make_tile
@@ -18,19 +18,6 @@ from bnfree.packing.numba_unit import BLOCK, PROJECTED, THROUGH
 _1, _2, _4, _7, _8 = (make_tile(pixels, masked=False) for pixels in (1, 2, 4, 7, 8))
 _masked_1, _masked_2, _masked_4, _masked_7, _masked_8 = (make_tile(pixels, masked=True) for pixels in (1, 2, 4, 7, 8))
 _real_1, _real_2, _real_4, _real_7, _real_8 = (make_real_tile(pixels) for pixels in (1, 2, 4, 7, 8))
-
-
-def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """`numba.njit` that keeps machine code on disk, where there is a place for it: read-only systems have none."""
-
-    def decorate(function: Callable[..., Any]) -> Any:
-        options.update(nogil=True, error_model="numpy")
-        try:
-            return njit(cache=True, **options)(function)
-        except RuntimeError:
-            return njit(**options)(function)
-
-    return decorate
 
 
 @njit(error_model="numpy")
