@@ -29,7 +29,7 @@ def values_of(arguments: Sequence[str], *names: str) -> list[str]:
 def complete_arguments(arguments: Sequence[str]) -> list[str]:
     """Names the checkpoint's file for `--ckpt_path best|last`, and adds the config a checkpoint was written with.
 
-    The added config comes first, so that everything the user has given beats it.
+    A checkpoint on the command line beats those of configs, whatever the order. The added config comes first, so that everything the user has given beats it.
 
     Args:
         arguments: subcommand and options.
@@ -47,7 +47,8 @@ def complete_arguments(arguments: Sequence[str]) -> list[str]:
         if not run_dirs:
             raise InputError(f"ckpt_path={path!r} is a checkpoint of a run; say of which with --run_dir=RUN.")
         path = str(Path(run_dirs[-1]).expanduser() / CHECKPOINTS / f"{path}.ckpt")
-        options += ["--ckpt_path", path]
+    # Last, since the config of a run holds `ckpt_path: null`, and a config that comes later would win.
+    options += ["--ckpt_path", path]
     if not is_local(path) or _names_a_model(options):
         return [subcommand, *options]
     if not Path(path).is_file():

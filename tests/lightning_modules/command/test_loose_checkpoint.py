@@ -28,3 +28,18 @@ def test_it_is_tested_and_predicts_on_its_own_data(run, bnfree, project):
     data = DigitsDataModule(image_size=8)
     labels = torch.cat([labels for _, labels in data.test_batches(360)])
     assert shown == pytest.approx((torch.tensor(said) == labels).float().mean().item(), abs=1 / 360 + 1e-6)
+
+
+@pytest.mark.parametrize("checkpoint_first", [True, False])
+def test_a_checkpoint_beats_the_config_of_its_run_in_any_order(run, bnfree, project, checkpoint_first):
+    content = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    content["state_dict"]["backbone.classifier.weight"].zero_()
+    content["state_dict"]["backbone.classifier.bias"] = torch.arange(10.0)
+    torch.save(content, project / "nine.ckpt")
+    words = ["--ckpt_path=nine.ckpt", f"--config={run / 'config.yaml'}"]
+    words = words if checkpoint_first else words[::-1]
+    code, out, err = bnfree("test", *words, "--trainer.accelerator=cpu", "--trainer.limit_test_batches=1.0")
+    assert code == 0, err
+    data = DigitsDataModule(image_size=8)
+    nines = sum(int((labels == 9).sum()) for _, labels in data.test_batches(360))
+    assert float(out.split("test/acc")[1].split()[1]) == pytest.approx(nines / 360, abs=1e-6)
