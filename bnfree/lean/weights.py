@@ -171,18 +171,25 @@ def _centre(rows: Tensor, kept: Tensor | None, rule: WeightRule) -> tuple[Tensor
         # Rows without a spread have the curvature 0.
         curvature = torch.threshold(norm, smallest, torch.inf).mul_(divisor).mul_(divisor).reciprocal_()
         return centred, [centre, divisor, curvature, torch.full_like(centre, 1 / size)]
-    count = kept.sum(1).to(rows.dtype).clamp(min=1)
+    # In double precision, so that a mask that masks nothing changes no bit.
+    count = kept.sum(1).clamp(min=1).to(torch.float64)
+    width = count.sqrt()
+    smallest, margin, largest = (
+        (factor * width).to(rows.dtype) for factor in (SMALLEST_ROOT, rule.eps, 8 * torch.finfo(rows.dtype).eps)
+    )
+    count, width = count.to(rows.dtype), width.to(rows.dtype)
     surviving = rows * kept
     centre = surviving.sum(1) / count
     centred = (surviving - centre.unsqueeze(1)).mul_(kept)
-    root = torch.linalg.vector_norm(centred, dim=1) / count.sqrt()
+    norm = torch.linalg.vector_norm(centred, dim=1)
     # Rows of equal survivors are not centred: their mean would erase them.
-    flat = root <= 8 * torch.finfo(rows.dtype).eps * centre.abs()
+    flat = norm <= largest * centre.abs()
     centre = centre.masked_fill(flat, 0)
-    root = root.masked_fill(flat, 1).clamp(min=SMALLEST_ROOT)
+    norm = torch.where(flat, width, norm)
     centred = surviving.sub_(centre.unsqueeze(1)).mul_(kept)
-    divisor = (root + rule.eps) * count.sqrt()
-    curvature = (~flat & (root > SMALLEST_ROOT)) / (divisor * (root + rule.eps) * root * count)
+    divisor = norm.maximum(smallest).add_(margin)
+    bent = ~flat & (norm > smallest)
+    curvature = norm.masked_fill(~bent, torch.inf).mul_(divisor).mul_(divisor).reciprocal_()
     return centred, [centre, divisor, curvature, ~flat / count]
 
 

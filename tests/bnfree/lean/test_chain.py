@@ -64,8 +64,10 @@ def everything(network: nn.Module, x: Tensor, lean: bool) -> dict[str, Tensor]:
 
 def assert_same(network: nn.Module, x: Tensor) -> None:
     plain, lean = (everything(network, x, lean) for lean in (False, True))
+    # A filter of two survivors has a gradient that is nothing but what rounding leaves of large terms.
+    rounding = 1e-15 * max(expected.norm() for expected in plain.values())
     for name, expected in plain.items():
-        assert (lean[name] - expected).norm() <= 1e-10 * expected.norm() + 1e-14, name
+        assert (lean[name] - expected).norm() <= 1e-10 * expected.norm() + rounding, name
 
 
 @pytest.fixture(params=[None, 100], ids=["whole", "blocks"])
