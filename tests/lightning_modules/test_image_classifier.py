@@ -294,7 +294,6 @@ def test_a_fast_mode_that_does_not_work_is_refused_before_training(corners, make
     module.setup("fit")
 
 
-
 @pytest.mark.parametrize("options", [{"alpha": 0.5, "binary_shortcut": True}, {"alpha": 0.2, "binary_shortcut": False}])
 def test_init_from_a_public_checkpoint_that_would_compute_something_else_is_refused(
     corners, make_trainer, tmp_path, options

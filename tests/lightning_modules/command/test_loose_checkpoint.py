@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from printed import shown_accuracy
 from small_digits import train_digits
 
 from datamodules import DigitsDataModule
@@ -20,7 +21,7 @@ def test_it_is_tested_and_predicts_on_its_own_data(run, bnfree, project):
     quiet = ("--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false")
     code, out, err = bnfree("test", "--ckpt_path=loose.ckpt", *quiet)
     assert code == 0, err
-    shown = float(out.split("test/acc")[1].split()[1])
+    shown = shown_accuracy(out)
     code, _, err = bnfree("predict", "--ckpt_path=loose.ckpt", "--run_dir=said", *quiet)
     assert code == 0, err
     with (project / "said" / "predictions.csv").open() as file:
@@ -42,4 +43,4 @@ def test_a_checkpoint_beats_the_config_of_its_run_in_any_order(run, bnfree, proj
     assert code == 0, err
     data = DigitsDataModule(image_size=8)
     nines = sum(int((labels == 9).sum()) for _, labels in data.test_batches(360))
-    assert float(out.split("test/acc")[1].split()[1]) == pytest.approx(nines / 360, abs=1e-6)
+    assert shown_accuracy(out) == pytest.approx(nines / 360, abs=1e-6)
