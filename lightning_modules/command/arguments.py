@@ -29,7 +29,8 @@ def values_of(arguments: Sequence[str], *names: str) -> list[str]:
 def complete_arguments(arguments: Sequence[str]) -> list[str]:
     """Names the checkpoint's file for `--ckpt_path best|last`, and adds the config a checkpoint was written with.
 
-    A checkpoint on the command line beats those of configs, whatever the order. The added config comes first, so that everything the user has given beats it.
+    A checkpoint on the command line beats those of configs, whatever the order. The added config comes first, so that
+    everything the user has given beats it.
 
     Args:
         arguments: subcommand and options.
