@@ -157,8 +157,8 @@ def regrow(net, share):
 @pytest.mark.parametrize("density", [0.05, 0.1, 0.2])
 def test_the_owner_and_none_of_a_thousand_others_after_pruning_regrowth_and_fine_tuning(act, bnfree, project, density):
     """Through networks and files: signed, trained, stolen, pruned by a tenth, regrown by a hundredth, trained on."""
-    # One draw of everything, in double precision so that it is the same on every processor: p-values of foreign keys are
-    # uniform, so of fresh draws of a thousand a tenth has one below 1e-4.
+    # One draw of everything, in double precision so that it is the same on every processor: p-values of foreign keys
+    # are uniform, so of fresh draws of a thousand a tenth has one below 1e-4.
     torch.manual_seed(0)
     ticket = make_ticket(density=density, width=16)
     save_ticket(ticket, project / "ticket.pt")
