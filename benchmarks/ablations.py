@@ -23,7 +23,7 @@ BUDGET = (
     "--best_checkpoint.save_top_k=0 --last_checkpoint.save_top_k=0 --trainer.enable_model_summary=false"
 )
 PLUGIN = "--trainer.callbacks+=ablation_plugins."
-CLIP = "--trainer.callbacks=callbacks.AdaptiveGradientClipping --trainer.callbacks.clip_factor="
+CLIP = "--trainer.callbacks=bnfree.callbacks.AdaptiveGradientClipping --trainer.callbacks.clip_factor="
 NO_CALIBRATION = "--model.calibration=none "
 ROWS: dict[str, dict[str, str]] = {
     "norm": {
@@ -129,7 +129,7 @@ def run(factor: str, name: str, seed: int, options: argparse.Namespace) -> None:
     command = [
         sys.executable,
         "-m",
-        "lightning_modules.cli",
+        "bnfree",
         "fit",
         "--config",
         str(ROOT / "configs/cifar10_small.yaml"),

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from datamodules import CIFAR10DataModule
-from datamodules.base import ImageDataModule
-from datamodules.sources import TensorSource
+from bnfree.datamodules import CIFAR10DataModule
+from bnfree.datamodules.base import ImageDataModule
+from bnfree.datamodules.sources import TensorSource
 
 ROUNDS = 7
 

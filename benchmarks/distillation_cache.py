@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from bnfree.backbones import ReActNet18
+from bnfree.callbacks import AdaptiveGradientClipping
 from bnfree.clipping import adaptive_clip_grad_
+from bnfree.datamodules import DigitsDataModule
 from bnfree.distillation import distillation_loss, mean_probabilities
-from callbacks import AdaptiveGradientClipping
-from datamodules import DigitsDataModule
-from lightning_modules import DistilledClassifier, ImageClassifier, Teacher, TorchvisionNetwork
+from bnfree.lightning_modules import DistilledClassifier, ImageClassifier, Teacher, TorchvisionNetwork
 
 BATCH, ROUNDS = 64, 5
 # Settings of the data module, and whether logits are stored.

@@ -53,7 +53,7 @@ def bnfree(arguments: list[str], log: Path) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as file:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-m", "lightning_modules.cli", *arguments]
+        command = [sys.executable, "-m", "bnfree", *arguments]
         subprocess.run(command, stdout=file, stderr=file, env=environment, check=True)
 
 

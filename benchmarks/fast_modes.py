@@ -108,7 +108,7 @@ def tested(folder: Path) -> float | None:
 
 
 def accuracy(modes: list[str], data_dir: str, output: Path, seeds: list[int]) -> None:
-    command = [sys.executable, "-m", "lightning_modules.cli", "fit"]
+    command = [sys.executable, "-m", "bnfree", "fit"]
     command += ["--config", str(ROOT / "configs/cifar10_small.yaml"), f"--data.data_dir={data_dir}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     reached: dict[str, list[float]] = {}

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datamodules import ImageFolderDataModule
+from bnfree.datamodules import ImageFolderDataModule
 
 KINDS = ("none", "jpeg256", "raw")
 

@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datamodules import decoding, image_files
-from datamodules.augmentation import random_resized_crop_box
-from datamodules.image_files import read_image
+from bnfree.datamodules import decoding, image_files
+from bnfree.datamodules.augmentation import random_resized_crop_box
+from bnfree.datamodules.image_files import read_image
 
 Variant = Callable[[Path, int], Tensor]
 BILINEAR = Image.Resampling.BILINEAR

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from datamodules import ImageFolderDataModule
+from bnfree.datamodules import ImageFolderDataModule
 
 
 def cpu_seconds(process: str = "self") -> float:

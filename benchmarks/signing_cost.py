@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from bnfree.backbones import ReActNet18
 from bnfree.calibration import calibrate
 from bnfree.clipping import adaptive_clip_grad_
+from bnfree.datamodules import DigitsDataModule
 from bnfree.tickets import Ticket, mask_statistics, prunable_layers, prune, rewind, take_snapshot, verify
 from bnfree.tickets.signing import sign_ticket, signature_of
-from datamodules import DigitsDataModule
 
 
 def train(network, data, epochs, seed):

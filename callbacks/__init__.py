@@ -5,19 +5,23 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from bnfree.import_names import one_module
+
 if TYPE_CHECKING:
-    from callbacks.adaptive_gradient_clipping import AdaptiveGradientClipping
-    from callbacks.channels_last import ChannelsLast
-    from callbacks.compiled_backbone import CompiledBackbone
-    from callbacks.early_bird import EarlyBird
-    from callbacks.keep_freed_memory import KeepFreedMemory
-    from callbacks.lottery_ticket import LotteryTicket
-    from callbacks.multi_prize_ticket import MultiPrizeTicket
-    from callbacks.prediction_writer import PredictionWriter
-    from callbacks.signal_propagation import SignalPropagation
-    from callbacks.throughput import Throughput
-    from callbacks.weight_dynamics import WeightDynamics
-    from callbacks.weight_standardization_check import WeightStandardizationCheck
+    from bnfree.callbacks.adaptive_gradient_clipping import AdaptiveGradientClipping
+    from bnfree.callbacks.channels_last import ChannelsLast
+    from bnfree.callbacks.compiled_backbone import CompiledBackbone
+    from bnfree.callbacks.early_bird import EarlyBird
+    from bnfree.callbacks.keep_freed_memory import KeepFreedMemory
+    from bnfree.callbacks.lottery_ticket import LotteryTicket
+    from bnfree.callbacks.multi_prize_ticket import MultiPrizeTicket
+    from bnfree.callbacks.prediction_writer import PredictionWriter
+    from bnfree.callbacks.signal_propagation import SignalPropagation
+    from bnfree.callbacks.throughput import Throughput
+    from bnfree.callbacks.weight_dynamics import WeightDynamics
+    from bnfree.callbacks.weight_standardization_check import WeightStandardizationCheck
+
+one_module(__name__)
 
 __all__ = [
     "AdaptiveGradientClipping",
@@ -35,18 +39,18 @@ __all__ = [
 ]
 
 _MODULES = {
-    "AdaptiveGradientClipping": "callbacks.adaptive_gradient_clipping",
-    "ChannelsLast": "callbacks.channels_last",
-    "CompiledBackbone": "callbacks.compiled_backbone",
-    "KeepFreedMemory": "callbacks.keep_freed_memory",
-    "EarlyBird": "callbacks.early_bird",
-    "LotteryTicket": "callbacks.lottery_ticket",
-    "MultiPrizeTicket": "callbacks.multi_prize_ticket",
-    "PredictionWriter": "callbacks.prediction_writer",
-    "SignalPropagation": "callbacks.signal_propagation",
-    "Throughput": "callbacks.throughput",
-    "WeightDynamics": "callbacks.weight_dynamics",
-    "WeightStandardizationCheck": "callbacks.weight_standardization_check",
+    "AdaptiveGradientClipping": "bnfree.callbacks.adaptive_gradient_clipping",
+    "ChannelsLast": "bnfree.callbacks.channels_last",
+    "CompiledBackbone": "bnfree.callbacks.compiled_backbone",
+    "KeepFreedMemory": "bnfree.callbacks.keep_freed_memory",
+    "EarlyBird": "bnfree.callbacks.early_bird",
+    "LotteryTicket": "bnfree.callbacks.lottery_ticket",
+    "MultiPrizeTicket": "bnfree.callbacks.multi_prize_ticket",
+    "PredictionWriter": "bnfree.callbacks.prediction_writer",
+    "SignalPropagation": "bnfree.callbacks.signal_propagation",
+    "Throughput": "bnfree.callbacks.throughput",
+    "WeightDynamics": "bnfree.callbacks.weight_dynamics",
+    "WeightStandardizationCheck": "bnfree.callbacks.weight_standardization_check",
 }
 
 

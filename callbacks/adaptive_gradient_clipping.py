@@ -9,9 +9,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from bnfree.callbacks.strategies import refuse_sharded_parameters
 from bnfree.clipping import clip_units_, clipped_fraction
 from bnfree.errors import InputError
-from callbacks.strategies import refuse_sharded_parameters
 
 
 class AdaptiveGradientClipping(Callback):

@@ -10,6 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 
+from bnfree.callbacks.run_files import run_directory
+from bnfree.callbacks.strategies import refuse_sharded_parameters
+from bnfree.callbacks.ticket_config import remembered_config
 from bnfree.convolution import BinaryConv2d
 from bnfree.errors import InputError
 from bnfree.tickets import (
@@ -30,9 +33,6 @@ from bnfree.tickets.mask_history import MaskHistory, check_tolerance
 from bnfree.tickets.schedule import check_density
 from bnfree.tickets.scopes import get_scope
 from bnfree.tickets.scores import get_score
-from callbacks.run_files import run_directory
-from callbacks.strategies import refuse_sharded_parameters
-from callbacks.ticket_config import remembered_config
 
 # What a resumed run may not change.
 SETTINGS = ("density", "score", "scope", "include", "exclude", "min_per_filter", "min_layer_density", "rewind_point")

@@ -12,6 +12,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import nn
 
+from bnfree.callbacks.rewind_checkpoint import write_rewind_point
+from bnfree.callbacks.run_files import run_directory
+from bnfree.callbacks.strategies import refuse_sharded_parameters
+from bnfree.callbacks.ticket_evidence import loss_gradients
 from bnfree.convolution import BinaryConv2d
 from bnfree.diagnostics.signs import convolutions
 from bnfree.errors import InputError
@@ -27,10 +31,6 @@ from bnfree.tickets import (
     zero_pruned,
 )
 from bnfree.tickets.scores import get_score
-from callbacks.rewind_checkpoint import write_rewind_point
-from callbacks.run_files import run_directory
-from callbacks.strategies import refuse_sharded_parameters
-from callbacks.ticket_evidence import loss_gradients
 
 REWIND, GRADIENTS = "rewind.pt", "gradients.pt"
 

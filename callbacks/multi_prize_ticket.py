@@ -11,13 +11,13 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 
+from bnfree.callbacks.run_files import run_directory
+from bnfree.callbacks.strategies import refuse_sharded_parameters
+from bnfree.callbacks.ticket_config import remembered_config
 from bnfree.errors import InputError
 from bnfree.tickets import Ticket, effective_zeros, prunable_layers, ramped_density, save_ticket
 from bnfree.tickets.learned_masks import MultiPrizeScope, check_learned_density
 from bnfree.tickets.multi_prize import LEARNED, Learned, MultiPrize
-from callbacks.run_files import run_directory
-from callbacks.strategies import refuse_sharded_parameters
-from callbacks.ticket_config import remembered_config
 
 # What a resumed run may not change.
 SETTINGS = ("density", "scope", "initial_density", "ramp", "learned", "weights", "train_scores", "include", "exclude")

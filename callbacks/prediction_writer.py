@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
+from bnfree.callbacks.run_files import read_csv, run_directory, write_csv
 from bnfree.errors import InputError
-from callbacks.run_files import read_csv, run_directory, write_csv
 
 HEADER = ("image", "class", "probability")
 PART_HEADER = ("index", *HEADER)

@@ -9,11 +9,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from bnfree.callbacks.run_files import read_csv, run_directory, write_csv
+from bnfree.callbacks.strategies import refuse_sharded_parameters
 from bnfree.diagnostics.figures import plot_signals, render
 from bnfree.diagnostics.signals import UnitSignal, measure_signals
 from bnfree.errors import InputError
-from callbacks.run_files import read_csv, run_directory, write_csv
-from callbacks.strategies import refuse_sharded_parameters
 
 HEADER = (
     "epoch",

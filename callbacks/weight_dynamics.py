@@ -8,6 +8,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from bnfree.callbacks.run_files import read_csv, run_directory, write_csv
+from bnfree.callbacks.strategies import refuse_sharded_parameters
 from bnfree.convolution import BinaryConv2d
 from bnfree.diagnostics.signs import (
     binary_layers,
@@ -18,8 +20,6 @@ from bnfree.diagnostics.signs import (
     weight_signs,
 )
 from bnfree.errors import InputError
-from callbacks.run_files import read_csv, run_directory, write_csv
-from callbacks.strategies import refuse_sharded_parameters
 
 HEADER = ("epoch", "layer", "weights", "flipped", "gain")
 

@@ -8,10 +8,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
+from bnfree.callbacks.strategies import refuse_sharded_parameters
 from bnfree.convolution import BinaryConv2d
 from bnfree.diagnostics.weights import WeightStatistics, standardized_layers, weight_statistics
 from bnfree.errors import InputError
-from callbacks.strategies import refuse_sharded_parameters
 
 
 class WeightStandardizationCheck(Callback):

@@ -10,16 +10,16 @@ from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bnfree.datamodules.augmentation import normalize
+from bnfree.datamodules.batches import RawBatch, finish_batch
+from bnfree.datamodules.checks import check_int, check_split, split_size
+from bnfree.datamodules.hyperparameters import remember_arguments
+from bnfree.datamodules.loader import BatchLoader
+from bnfree.datamodules.randomness import stratified_split
+from bnfree.datamodules.sampler import GlobalBatchSampler
+from bnfree.datamodules.sources import ImageSource
+from bnfree.datamodules.variants import AugmentationVariants, Part
 from bnfree.errors import InputError
-from datamodules.augmentation import normalize
-from datamodules.batches import RawBatch, finish_batch
-from datamodules.checks import check_int, check_split, split_size
-from datamodules.hyperparameters import remember_arguments
-from datamodules.loader import BatchLoader
-from datamodules.randomness import stratified_split
-from datamodules.sampler import GlobalBatchSampler
-from datamodules.sources import ImageSource
-from datamodules.variants import AugmentationVariants, Part
 
 
 class ImageDataModule(LightningDataModule, AugmentationVariants):

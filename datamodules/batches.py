@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from datamodules.augmentation import crop_and_flip, normalize
+from bnfree.datamodules.augmentation import crop_and_flip, normalize
 
 
 class RawBatch(NamedTuple):

@@ -6,11 +6,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
+from bnfree.datamodules.base import ImageDataModule
+from bnfree.datamodules.checks import existing_folder
+from bnfree.datamodules.cifar_files import file_digest, read_batch, read_class_names
+from bnfree.datamodules.sources import ImageSource, TensorSource
 from bnfree.errors import InputError
-from datamodules.base import ImageDataModule
-from datamodules.checks import existing_folder
-from datamodules.cifar_files import file_digest, read_batch, read_class_names
-from datamodules.sources import ImageSource, TensorSource
 
 
 class CIFARFiles(NamedTuple):

@@ -5,10 +5,10 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 
-from datamodules.base import ImageDataModule
-from datamodules.checks import check_int
-from datamodules.randomness import stratified_split
-from datamodules.sources import ImageSource, TensorSource
+from bnfree.datamodules.base import ImageDataModule
+from bnfree.datamodules.checks import check_int
+from bnfree.datamodules.randomness import stratified_split
+from bnfree.datamodules.sources import ImageSource, TensorSource
 
 TEST_IMAGES = 360
 # The data set has no test set of its own. This seed is part of its definition here: test accuracies of different

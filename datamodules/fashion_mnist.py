@@ -5,11 +5,11 @@ from typing import Any, Literal
 
 import torch
 
+from bnfree.datamodules.base import ImageDataModule
+from bnfree.datamodules.checks import existing_folder
+from bnfree.datamodules.idx import read_idx
+from bnfree.datamodules.sources import ImageSource, TensorSource
 from bnfree.errors import InputError
-from datamodules.base import ImageDataModule
-from datamodules.checks import existing_folder
-from datamodules.idx import read_idx
-from datamodules.sources import ImageSource, TensorSource
 
 CLASS_NAMES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 PREFIXES = {"train": "train", "test": "t10k"}

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from bnfree.datamodules.augmentation import pca_lighting
+from bnfree.datamodules.batches import RawBatch
+from bnfree.datamodules.image_files import fit_image, read_image
+from bnfree.datamodules.image_store import ImageStore
+from bnfree.datamodules.loader import BatchLoader
+from bnfree.datamodules.randomness import augmentation_epoch, random_for
+from bnfree.datamodules.sampler import GlobalBatchSampler
+from bnfree.datamodules.sources import ImageSource
 from bnfree.errors import InputError
-from datamodules.augmentation import pca_lighting
-from datamodules.batches import RawBatch
-from datamodules.image_files import fit_image, read_image
-from datamodules.image_store import ImageStore
-from datamodules.loader import BatchLoader
-from datamodules.randomness import augmentation_epoch, random_for
-from datamodules.sampler import GlobalBatchSampler
-from datamodules.sources import ImageSource
 
 
 def evaluation_resize(image_size: int) -> int:

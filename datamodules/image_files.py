@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bnfree.datamodules.augmentation import random_resized_crop_box
+from bnfree.datamodules.decoding import decode_image
 from bnfree.errors import InputError
-from datamodules.augmentation import random_resized_crop_box
-from datamodules.decoding import decode_image
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 

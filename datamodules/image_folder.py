@@ -3,15 +3,15 @@
 from pathlib import Path
 from typing import Any, Literal
 
+from bnfree.datamodules.augmentation import IMAGENET_MEAN, IMAGENET_STD
+from bnfree.datamodules.base import ImageDataModule
+from bnfree.datamodules.checks import check_int, check_split, existing_folder
+from bnfree.datamodules.cifar import CIFAR10DataModule, CIFAR100DataModule
+from bnfree.datamodules.file_source import FileSource, evaluation_resize
+from bnfree.datamodules.image_files import class_folders, list_images, read_images
+from bnfree.datamodules.image_store import ImageStore
+from bnfree.datamodules.sources import ImageSource, TensorSource
 from bnfree.errors import InputError
-from datamodules.augmentation import IMAGENET_MEAN, IMAGENET_STD
-from datamodules.base import ImageDataModule
-from datamodules.checks import check_int, check_split, existing_folder
-from datamodules.cifar import CIFAR10DataModule, CIFAR100DataModule
-from datamodules.file_source import FileSource, evaluation_resize
-from datamodules.image_files import class_folders, list_images, read_images
-from datamodules.image_store import ImageStore
-from datamodules.sources import ImageSource, TensorSource
 
 STATISTICS = {
     "imagenet": (IMAGENET_MEAN, IMAGENET_STD),

@@ -20,9 +20,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bnfree.datamodules.decoding import decode_image, decode_jpeg_bytes
+from bnfree.datamodules.image_files import resize_shorter_side
 from bnfree.errors import InputError
-from datamodules.decoding import decode_image, decode_jpeg_bytes
-from datamodules.image_files import resize_shorter_side
 
 try:
     import fcntl

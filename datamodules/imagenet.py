@@ -5,8 +5,8 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from bnfree.datamodules.image_folder import ImageFolderDataModule
 from bnfree.errors import InputError
-from datamodules.image_folder import ImageFolderDataModule
 
 
 class ImageNetDataModule(ImageFolderDataModule):

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from datamodules.batches import RawBatch
-from datamodules.randomness import augmentation_epoch, epoch_crops_and_flips
-from datamodules.sampler import GlobalBatchSampler
+from bnfree.datamodules.batches import RawBatch
+from bnfree.datamodules.randomness import augmentation_epoch, epoch_crops_and_flips
+from bnfree.datamodules.sampler import GlobalBatchSampler
 
 
 class BatchLoader(ABC):

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
+from bnfree.datamodules.randomness import epoch_order
 from bnfree.errors import InputError
-from datamodules.randomness import epoch_order
 
 
 class GlobalBatchSampler(DistributedSampler[Tensor]):

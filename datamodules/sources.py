@@ -6,9 +6,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from bnfree.datamodules.loader import BatchLoader, TensorLoader
+from bnfree.datamodules.sampler import GlobalBatchSampler
 from bnfree.errors import InputError
-from datamodules.loader import BatchLoader, TensorLoader
-from datamodules.sampler import GlobalBatchSampler
 
 
 class ImageSource(ABC):

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from datamodules.batches import RawBatch
-from datamodules.loader import BatchLoader
-from datamodules.sampler import GlobalBatchSampler
-from datamodules.sources import ImageSource
+from bnfree.datamodules.batches import RawBatch
+from bnfree.datamodules.loader import BatchLoader
+from bnfree.datamodules.sampler import GlobalBatchSampler
+from bnfree.datamodules.sources import ImageSource
 
 
 class Part(NamedTuple):

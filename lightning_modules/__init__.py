@@ -5,17 +5,21 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from bnfree.import_names import one_module
+
 if TYPE_CHECKING:
-    from lightning_modules.distilled_classifier import DistilledClassifier
-    from lightning_modules.image_classifier import ImageClassifier
-    from lightning_modules.teacher import Teacher
-    from lightning_modules.torchvision_network import TorchvisionNetwork
+    from bnfree.lightning_modules.modules.distilled_classifier import DistilledClassifier
+    from bnfree.lightning_modules.modules.image_classifier import ImageClassifier
+    from bnfree.lightning_modules.modules.teacher import Teacher
+    from bnfree.lightning_modules.modules.torchvision_network import TorchvisionNetwork
+
+one_module(__name__)
 
 _MODULES = {
-    "DistilledClassifier": "distilled_classifier",
-    "ImageClassifier": "image_classifier",
-    "Teacher": "teacher",
-    "TorchvisionNetwork": "torchvision_network",
+    "DistilledClassifier": "modules.distilled_classifier",
+    "ImageClassifier": "modules.image_classifier",
+    "Teacher": "modules.teacher",
+    "TorchvisionNetwork": "modules.torchvision_network",
 }
 
 __all__ = ["DistilledClassifier", "ImageClassifier", "Teacher", "TorchvisionNetwork"]
@@ -24,5 +28,5 @@ __all__ = ["DistilledClassifier", "ImageClassifier", "Teacher", "TorchvisionNetw
 def __getattr__(name: str) -> Any:
     # Imported on first use: `bnfree --help` must not wait for torch and Lightning.
     if name in _MODULES:
-        return getattr(importlib.import_module(f"lightning_modules.{_MODULES[name]}"), name)
+        return getattr(importlib.import_module(f"bnfree.lightning_modules.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 from bnfree import __version__
 from bnfree.errors import InputError
-from lightning_modules.command.names import did_you_mean
+from bnfree.names import did_you_mean
 
 
 class Subcommand(NamedTuple):
-    """One line of the help, and the module whose `run(arguments)` does the work; `arguments[0]` is the subcommand.
+    """One line of the help, and the module of this package whose `run(arguments)` does the work.
 
-    An integer that `run` returns is the exit code.
+    `arguments[0]` is the subcommand. An integer that `run` returns is the exit code.
     """
 
     summary: str
@@ -26,17 +26,17 @@ class Subcommand(NamedTuple):
 
 # A new subcommand is one line here and one module with a function `run`.
 SUBCOMMANDS = {
-    "fit": Subcommand("train a network", "lightning_modules.command.training"),
-    "validate": Subcommand("evaluate a checkpoint on the validation part", "lightning_modules.command.training"),
-    "test": Subcommand("evaluate a checkpoint or packed file on the test set", "lightning_modules.command.evaluation"),
-    "recipe": Subcommand("train the stages of a recipe, one after the other", "lightning_modules.command.recipe"),
-    "lottery": Subcommand("find and check lottery tickets", "lightning_modules.command.lottery.command"),
-    "predict": Subcommand("classes of images, by a checkpoint or packed file", "lightning_modules.command.evaluation"),
-    "report": Subcommand("write a table and a figure of runs", "lightning_modules.command.run_reports.command"),
-    "export": Subcommand("pack a trained network into a small file", "lightning_modules.command.export.command"),
-    "bench": Subcommand("time a packed file against other engines", "lightning_modules.command.bench.command"),
-    "summary": Subcommand("count a network's operations and bits", "lightning_modules.command.summary"),
-    "ticket": Subcommand("compare, stretch, transfer and sign tickets", "lightning_modules.command.ticket.command"),
+    "fit": Subcommand("train a network", "training.fit"),
+    "validate": Subcommand("evaluate a checkpoint on the validation part", "training.fit"),
+    "test": Subcommand("evaluate a checkpoint or packed file on the test set", "command.evaluate"),
+    "recipe": Subcommand("train the stages of a recipe, one after the other", "experiments.recipe"),
+    "lottery": Subcommand("find and check lottery tickets", "command.lottery.command"),
+    "predict": Subcommand("classes of images, by a checkpoint or packed file", "command.evaluate"),
+    "report": Subcommand("write a table and a figure of runs", "command.report_command"),
+    "export": Subcommand("pack a trained network into a small file", "command.export"),
+    "bench": Subcommand("time a packed file against other engines", "command.bench"),
+    "summary": Subcommand("count a network's operations and bits", "command.summary"),
+    "ticket": Subcommand("compare, stretch, transfer and sign tickets", "command.ticket"),
 }
 
 USAGE = """usage: bnfree SUBCOMMAND [options]
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bnfree {__version__}")
         return 0
     try:
-        run = importlib.import_module(_subcommand(arguments[0]).module).run
+        run = importlib.import_module(f"bnfree.lightning_modules.{_subcommand(arguments[0]).module}").run
         result = run(arguments)
     except BrokenPipeError:
         # Whoever reads the output has seen enough, such as `head`.

@@ -13,7 +13,7 @@ import torch
 import yaml
 from small_data import write_cifar, write_fashion_mnist, write_image
 
-from lightning_modules.cli import main
+from bnfree.lightning_modules.cli import main
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SHORT = [
@@ -178,7 +178,7 @@ def test_overlay_changes_how_it_is_computed_and_nothing_else(name, key, value, d
     assert main([*arguments_of("quickstart", tmp_path / "plain", data_dir)]) == 0
     ours, plain = (yaml.safe_load((tmp_path / run / "config.yaml").read_text()) for run in ("run", "plain"))
     if key is None:
-        assert ours["trainer"]["callbacks"].pop()["class_path"] == "callbacks.ChannelsLast"
+        assert ours["trainer"]["callbacks"].pop()["class_path"] == "bnfree.callbacks.ChannelsLast"
     else:
         assert (ours["trainer"].pop(key), plain["trainer"].pop(key)) == (value, None)
     assert ours == plain
@@ -198,9 +198,9 @@ def test_ddp_overlay_trains_on_two_processes(name, data_dir, tmp_path):
     words += ["--trainer.devices=2", *OPTIONS["imagenet_reactnet_a_step1" if name == "ddp_8gpu" else "quickstart"]]
     words += ["--data.val_split=10", f"--data.data_dir={data_dir}", "--trainer.accumulate_grad_batches=2"]
     # Gradients in another memory format than the buffers of DDP would be copied, with a warning.
-    words += ["--trainer.callbacks+=callbacks.ChannelsLast"]
+    words += ["--trainer.callbacks+=bnfree.callbacks.ChannelsLast"]
     run = subprocess.run(
-        [sys.executable, "-m", "lightning_modules.cli", *words],
+        [sys.executable, "-m", "bnfree.lightning_modules.cli", *words],
         cwd=tmp_path, capture_output=True, text=True, timeout=300,
         env={**os.environ, "PYTHONPATH": str(CONFIGS.parent), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
@@ -214,7 +214,7 @@ def test_ddp_overlay_trains_on_two_processes(name, data_dir, tmp_path):
 def test_distilled_overlay_learns_from_the_network_of_another_run(data_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     said = []
-    monkeypatch.setattr("lightning_modules.distilled_classifier.rank_zero_info", said.append)
+    monkeypatch.setattr("bnfree.lightning_modules.modules.distilled_classifier.rank_zero_info", said.append)
     assert main(arguments_of("quickstart", tmp_path / "teacher", data_dir)) == 0
     run = tmp_path / "run"
     words = [w.replace("TEACHER", str(tmp_path / "teacher")) for w in arguments_of("distilled", run, data_dir)]
@@ -222,7 +222,7 @@ def test_distilled_overlay_learns_from_the_network_of_another_run(data_dir, tmp_
     assert len(said) == 1
     assert re.fullmatch(r"Teacher ReActNet18: \d+\.\d\d % of 216 validation images\.", said[0])
     config, plain = (yaml.safe_load((tmp_path / n / "config.yaml").read_text()) for n in ("run", "teacher"))
-    assert config["model"]["class_path"] == "lightning_modules.DistilledClassifier"
+    assert config["model"]["class_path"] == "bnfree.lightning_modules.DistilledClassifier"
     for name, value in plain["model"]["init_args"].items():
         assert config["model"]["init_args"][name] == value, name
     (tmp_path / "teacher").rename(tmp_path / "gone")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from lightning_modules import ImageClassifier
+from bnfree.lightning_modules import ImageClassifier
 
 ROOT = Path(__file__).parents[1]
 

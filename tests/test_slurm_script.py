@@ -35,7 +35,7 @@ def cluster(tmp_path):
     programs = {
         "srun": 'echo $$ > pid\nwhile [ "${1#--}" != "$1" ]; do shift; done\nexec "$@"',
         "scontrol": 'echo "$@" >> scontrol.log',
-        "bnfree": f'exec {sys.executable} -m lightning_modules.cli "$@"',
+        "bnfree": f'exec {sys.executable} -m bnfree "$@"',
     }
     for name, text in programs.items():
         path = tmp_path / "bin" / name

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from bnfree.errors import InputError
+from bnfree.import_names import folder
 
-# Beside the package, in a checkout and where it is installed alike.
-FOLDER = Path(__file__).parents[2] / "pretrained"
+FOLDER = folder("pretrained")
 
 
 def pretrained_names() -> list[str]:

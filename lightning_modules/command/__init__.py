@@ -1,1 +1,1 @@
-"""What the subcommands of `bnfree` do; `lightning_modules.cli` is the front."""
+"""What the subcommands of `bnfree` do; `bnfree.lightning_modules.cli` is the front."""

@@ -9,11 +9,11 @@ from typing import Any
 
 from bnfree.costs import NetworkCost, count_ops
 from bnfree.errors import InputError
-from lightning_modules.command.cost_table import LEGEND, cost_table, cost_totals
-from lightning_modules.command.memory_table import memory_report
-from lightning_modules.command.network import add_network_arguments, build_network, image_shape, load_weights
-from lightning_modules.command.parser import CommandParser
-from lightning_modules.command.sources import SOURCE, options_of, parse, take_positionals
+from bnfree.lightning_modules.reports.cost_table import LEGEND, cost_table, cost_totals
+from bnfree.lightning_modules.reports.memory_table import memory_report
+from bnfree.lightning_modules.training.config.parser import CommandParser
+from bnfree.lightning_modules.training.config.sources import SOURCE, options_of, parse, take_positionals
+from bnfree.lightning_modules.training.network import add_network_arguments, build_network, image_shape, load_weights
 
 DESCRIPTION = f"""Counts the operations, parameters and stored bits of each layer of a network. CONFIG|RUN|CHECKPOINT is
 {SOURCE}; of a run directory it is the last checkpoint, with its pruning masks. Options of the model beat it, such as

@@ -7,8 +7,8 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import nn
 
+from bnfree.callbacks import AdaptiveGradientClipping
 from bnfree.errors import InputError
-from callbacks import AdaptiveGradientClipping
 
 
 def ratios(parameter, gradient):
@@ -164,7 +164,7 @@ def test_logs_the_share_of_clipped_units(classifier, head, make_trainer, make_lo
 
 
 def test_units_are_counted_only_in_steps_that_are_logged(run, make_loader, monkeypatch):
-    import callbacks.adaptive_gradient_clipping as module
+    import bnfree.callbacks.adaptive_gradient_clipping as module
 
     counted, original = [], module.clip_units_
 

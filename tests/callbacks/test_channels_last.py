@@ -8,9 +8,9 @@ from torch import nn
 
 from bnfree.backbones import ReActNet18, ReActNetA
 from bnfree.calibration import calibrate
+from bnfree.callbacks import AdaptiveGradientClipping, ChannelsLast
 from bnfree.convolution import BinaryConv2d
 from bnfree.errors import InputError
-from callbacks import AdaptiveGradientClipping, ChannelsLast
 
 
 def network(kind=ReActNet18, **options):

@@ -8,9 +8,9 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from bnfree.backbones.residual import ReActNet, ResidualUnit, Stem, Variant
+from bnfree.callbacks import CompiledBackbone
 from bnfree.errors import InputError
-from callbacks import CompiledBackbone
-from lightning_modules import ImageClassifier
+from bnfree.lightning_modules import ImageClassifier
 
 
 class TwoUnits(ReActNet):

@@ -12,9 +12,9 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import ConcatDataset, DataLoader
 
 from bnfree.backbones import ReActNet18
+from bnfree.callbacks import EarlyBird
 from bnfree.errors import InputError
 from bnfree.tickets import checksum, current_masks, load_ticket, prune, take_snapshot
-from callbacks import EarlyBird
 
 
 class Recorder(Callback):
@@ -107,7 +107,7 @@ def test_waits_for_a_rewind_point_behind_the_moment_of_settling(fit, tmp_path):
 
 def test_a_run_whose_mask_does_not_settle_ends_without_a_ticket(fit, tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr("callbacks.early_bird.rank_zero_info", said.append)
+    monkeypatch.setattr("bnfree.callbacks.early_bird.rank_zero_info", said.append)
     trainer, _ = fit(EarlyBird(0.5, tolerance=0.001), max_epochs=3, lr=0.05)
     assert trainer.current_epoch == 3
     assert not (tmp_path / "ticket.pt").exists()
@@ -170,9 +170,9 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 
 from bnfree.backbones import ReActNet18
-from callbacks import EarlyBird
-from datamodules import DigitsDataModule
-from lightning_modules import ImageClassifier
+from bnfree.callbacks import EarlyBird
+from bnfree.datamodules import DigitsDataModule
+from bnfree.lightning_modules import ImageClassifier
 
 processes, directory = int(sys.argv[1]), sys.argv[2]
 seed_everything(3)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.loggers import CSVLogger
 
-import callbacks.keep_freed_memory
-from callbacks import KeepFreedMemory
+from bnfree.callbacks import KeepFreedMemory
+from bnfree.callbacks import keep_freed_memory as module
 
 
 @pytest.fixture
@@ -16,8 +16,8 @@ def setting(monkeypatch):
     counter = iter(range(1000, 10**6, 700))
 
     def choose(in_force):
-        monkeypatch.setattr(callbacks.keep_freed_memory, "keep_freed_memory", lambda: calls.append(1) or in_force)
-        monkeypatch.setattr(callbacks.keep_freed_memory, "page_faults", lambda: next(counter))
+        monkeypatch.setattr(module, "keep_freed_memory", lambda: calls.append(1) or in_force)
+        monkeypatch.setattr(module, "page_faults", lambda: next(counter))
         return calls
 
     return choose

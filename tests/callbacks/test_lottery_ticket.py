@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from bnfree.backbones import ReActNet18
+from bnfree.callbacks import AdaptiveGradientClipping, LotteryTicket
 from bnfree.convolution import BinaryConv2d
 from bnfree.errors import InputError
 from bnfree.tickets import Ticket, apply, prunable_layers, prune, save_ticket, take_snapshot
-from callbacks import AdaptiveGradientClipping, LotteryTicket
 
 
 class Small(nn.Module):

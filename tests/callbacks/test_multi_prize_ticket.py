@@ -13,10 +13,10 @@ from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader
 
 from bnfree.backbones import ReActNet18
+from bnfree.callbacks import AdaptiveGradientClipping, MultiPrizeTicket
 from bnfree.convolution import BinaryConv2d
 from bnfree.errors import InputError
 from bnfree.tickets import checksum, current_masks, load_ticket, prunable_layers
-from callbacks import AdaptiveGradientClipping, MultiPrizeTicket
 
 
 def latents(network):
@@ -210,9 +210,9 @@ from lightning.pytorch import Trainer, seed_everything
 
 from bnfree.backbones import ReActNet18
 from bnfree.tickets import checksum, current_masks
-from callbacks import MultiPrizeTicket
-from datamodules import DigitsDataModule
-from lightning_modules import ImageClassifier
+from bnfree.callbacks import MultiPrizeTicket
+from bnfree.datamodules import DigitsDataModule
+from bnfree.lightning_modules import ImageClassifier
 
 processes, directory = int(sys.argv[1]), sys.argv[2]
 seed_everything(3)

@@ -5,8 +5,8 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch.utils.data import DataLoader, TensorDataset
 
+from bnfree.callbacks import PredictionWriter
 from bnfree.errors import InputError
-from callbacks import PredictionWriter
 
 LOGITS = torch.randn(7, 3, generator=torch.Generator().manual_seed(5))
 

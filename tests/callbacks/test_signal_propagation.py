@@ -8,9 +8,9 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 
 from bnfree.backbones import ReActNet18
+from bnfree.callbacks import SignalPropagation
 from bnfree.diagnostics import measure_signals
 from bnfree.errors import InputError
-from callbacks import SignalPropagation
 
 COLUMNS = [
     "epoch",
@@ -86,7 +86,7 @@ def test_max_images(classifier, make_trainer, make_loader, tmp_path):
 def test_every_n_epochs_and_several_validations_in_an_epoch(
     classifier, make_trainer, make_loader, tmp_path, monkeypatch
 ):
-    import callbacks.signal_propagation as module
+    import bnfree.callbacks.signal_propagation as module
 
     steps = []
     trainer = None

@@ -7,8 +7,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, Dataset
 
-import callbacks.throughput
-from callbacks import Throughput
+from bnfree.callbacks import Throughput, throughput
 
 
 class Slow(Dataset):
@@ -48,7 +47,7 @@ class Work(Callback):
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(callbacks.throughput, "time", clock)
+    monkeypatch.setattr(throughput, "time", clock)
     return clock
 
 

@@ -13,8 +13,8 @@ from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader
 
 from bnfree.backbones import ReActNet18
+from bnfree.callbacks import WeightDynamics
 from bnfree.errors import InputError
-from callbacks import WeightDynamics
 
 COLUMNS = ["epoch", "layer", "weights", "flipped", "gain"]
 UNITS = [f"body.{stage}.{unit}.convolution" for stage in range(4) for unit in range(4)]
@@ -182,9 +182,9 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger
 
 from bnfree.backbones import ReActNet18
-from callbacks import WeightDynamics
-from datamodules import DigitsDataModule
-from lightning_modules import ImageClassifier
+from bnfree.callbacks import WeightDynamics
+from bnfree.datamodules import DigitsDataModule
+from bnfree.lightning_modules import ImageClassifier
 
 processes, directory = int(sys.argv[1]), sys.argv[2]
 seed_everything(3)

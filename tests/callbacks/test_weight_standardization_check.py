@@ -8,8 +8,8 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.nn.utils import prune
 
 from bnfree.backbones import ReActNet18, ReActNetA
+from bnfree.callbacks import WeightStandardizationCheck
 from bnfree.errors import InputError
-from callbacks import WeightStandardizationCheck
 
 
 class Breaks(Callback):
@@ -200,7 +200,7 @@ def test_observes_only(fit):
 
 
 def test_checks_each_step_once_with_accumulated_gradients(fit, monkeypatch):
-    import callbacks.weight_standardization_check as module
+    import bnfree.callbacks.weight_standardization_check as module
 
     steps = []
     original = module.weight_statistics

@@ -9,8 +9,8 @@ import pytest
 import torch
 from small_data import write_image
 
-from datamodules.base import ImageDataModule
-from datamodules.sources import TensorSource
+from bnfree.datamodules.base import ImageDataModule
+from bnfree.datamodules.sources import TensorSource
 
 
 class TinyDataModule(ImageDataModule):

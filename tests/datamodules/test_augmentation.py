@@ -7,8 +7,8 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.transforms import RandomResizedCrop
 
-from datamodules.augmentation import crop_and_flip, normalize, pca_lighting, random_resized_crop_box
-from datamodules.batches import RawBatch, finish_batch
+from bnfree.datamodules.augmentation import crop_and_flip, normalize, pca_lighting, random_resized_crop_box
+from bnfree.datamodules.batches import RawBatch, finish_batch
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16], ids=["by slicing", "by gathering"])

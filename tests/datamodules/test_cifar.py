@@ -9,8 +9,8 @@ import torch
 import torchvision
 from small_data import write_cifar, write_pickle
 
+from bnfree.datamodules import CIFAR10DataModule, CIFAR100DataModule
 from bnfree.errors import InputError
-from datamodules import CIFAR10DataModule, CIFAR100DataModule
 
 
 def as_published(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:

@@ -3,9 +3,9 @@ import pytest
 import torch
 from PIL import Image
 
-import datamodules.decoding as decoding
+import bnfree.datamodules.decoding as decoding
+from bnfree.datamodules.decoding import decode_image
 from bnfree.errors import InputError
-from datamodules.decoding import decode_image
 
 
 @pytest.fixture(params=["torchvision", "pillow"])

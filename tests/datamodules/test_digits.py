@@ -2,8 +2,8 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from bnfree.datamodules import DigitsDataModule
 from bnfree.errors import InputError
-from datamodules import DigitsDataModule
 
 
 def collect(loader) -> tuple[torch.Tensor, torch.Tensor]:

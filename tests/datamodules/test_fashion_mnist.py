@@ -5,9 +5,9 @@ import pytest
 import torch
 from small_data import idx_bytes, write_fashion_mnist
 
+from bnfree.datamodules import FashionMNISTDataModule
+from bnfree.datamodules.idx import read_idx
 from bnfree.errors import InputError
-from datamodules import FashionMNISTDataModule
-from datamodules.idx import read_idx
 
 
 @pytest.mark.parametrize("packed", [True, False])

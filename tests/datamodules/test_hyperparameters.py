@@ -7,7 +7,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 from torch.utils.data import DataLoader
 
-from datamodules import CIFAR10DataModule, DigitsDataModule
+from bnfree.datamodules import CIFAR10DataModule, DigitsDataModule
 
 COMMON = {
     "data_dir": None, "batch_size": 64, "val_split": 0.15, "image_size": 16, "split_seed": 0, "augment": True,

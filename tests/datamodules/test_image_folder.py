@@ -7,10 +7,10 @@ import torch
 from PIL import Image, ImageOps
 from torchvision import transforms
 
+from bnfree.datamodules import ImageFolderDataModule
+from bnfree.datamodules.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalize, random_resized_crop_box
+from bnfree.datamodules.randomness import random_for
 from bnfree.errors import InputError
-from datamodules import ImageFolderDataModule
-from datamodules.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalize, random_resized_crop_box
-from datamodules.randomness import random_for
 
 
 def module(folder, **arguments) -> ImageFolderDataModule:

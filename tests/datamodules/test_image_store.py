@@ -9,9 +9,9 @@ import torch
 from small_data import write_image
 from torchvision import transforms
 
+from bnfree.datamodules import ImageFolderDataModule, ImageNetDataModule, image_store
+from bnfree.datamodules.decoding import decode_image
 from bnfree.errors import InputError
-from datamodules import ImageFolderDataModule, ImageNetDataModule, image_store
-from datamodules.decoding import decode_image
 
 
 def module(folder, **options):

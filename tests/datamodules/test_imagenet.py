@@ -1,7 +1,7 @@
 import pytest
 
+from bnfree.datamodules import ImageNetDataModule
 from bnfree.errors import InputError
-from datamodules import ImageNetDataModule
 
 
 @pytest.mark.filterwarnings("ignore:.*ImageNet's 1000")

@@ -6,7 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from datamodules import ImageFolderDataModule
+from bnfree.datamodules import ImageFolderDataModule
 
 
 class Recorder(LightningModule):

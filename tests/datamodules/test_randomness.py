@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from datamodules.randomness import epoch_crops_and_flips, epoch_order, stratified_split
+from bnfree.datamodules.randomness import epoch_crops_and_flips, epoch_order, stratified_split
 
 
 def test_stratified_split_is_a_partition_in_proportion():

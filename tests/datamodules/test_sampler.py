@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.utils.data import DistributedSampler
 
+from bnfree.datamodules.sampler import GlobalBatchSampler
 from bnfree.errors import InputError
-from datamodules.sampler import GlobalBatchSampler
 
 
 def test_evaluation_shows_each_image_once_in_equally_many_full_batches_on_each_rank():

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from bnfree.datamodules import ImageFolderDataModule
 from bnfree.errors import InputError
-from datamodules import ImageFolderDataModule
 
 
 def shown(module, epoch):

@@ -7,8 +7,8 @@ import torch
 import yaml
 
 from bnfree.backbones import ReActNet18
+from bnfree.lightning_modules.experiments.lottery.level_results import LevelResult, level_name, seed_name, write_level
 from bnfree.tickets import Ticket, apply, checksum, current_masks, prune, random_masks, save_ticket
-from lightning_modules.command.lottery.level_results import LevelResult, level_name, seed_name, write_level
 
 SMALL = {"num_classes": 10, "in_channels": 1, "width": 4}
 CONTROLS = ("random_layerwise", "random_global", "reinit", "shuffle_signs")
@@ -52,8 +52,8 @@ def write_level_folder(directory, kind, level, seed, trained, accuracy, test=Tru
     (directory / "checkpoints").mkdir(parents=True)
     backbone = {"class_path": "bnfree.backbones.ReActNet18", "init_args": arguments}
     config = {
-        "model": {"class_path": "lightning_modules.ImageClassifier", "init_args": {"backbone": backbone}},
-        "data": {"class_path": "datamodules.DigitsDataModule", "init_args": {"batch_size": 64}},
+        "model": {"class_path": "bnfree.lightning_modules.ImageClassifier", "init_args": {"backbone": backbone}},
+        "data": {"class_path": "bnfree.datamodules.DigitsDataModule", "init_args": {"batch_size": 64}},
     }
     (directory / "config.yaml").write_text(yaml.safe_dump(config))
     state = {f"backbone.{name}": tensor for name, tensor in trained.state_dict().items()}

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-from lightning_modules.cli import main
+from bnfree.lightning_modules.cli import main
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 OPTIONS = (

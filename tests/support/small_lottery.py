@@ -11,7 +11,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 NETWORK = """\
 model:
-  class_path: lightning_modules.ImageClassifier
+  class_path: bnfree.lightning_modules.ImageClassifier
   init_args:
     backbone:
       class_path: bnfree.backbones.ReActNet18
@@ -19,7 +19,7 @@ model:
     optimizer: {class_path: torch.optim.Adam, init_args: {lr: 0.01}}
     calibration_images: 16
 data:
-  class_path: datamodules.DigitsDataModule
+  class_path: bnfree.datamodules.DigitsDataModule
   init_args: {batch_size: 16, limit_train: 64, val_split: 32}
 trainer:
   max_epochs: 2
@@ -68,7 +68,7 @@ def assert_same(one, other):
 def start(project, *arguments, action=("run", "lottery.yaml")):
     """The command as a process of its own."""
     script = project / "command.py"
-    script.write_text("import sys\nfrom lightning_modules.cli import main\nsys.exit(main())\n")
+    script.write_text("import sys\nfrom bnfree.lightning_modules.cli import main\nsys.exit(main())\n")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, str(script), "lottery", *action, *arguments],

@@ -16,10 +16,12 @@ def config(seed=0, data_dir="data/digits", **changes):
         "seed_everything": seed,
         "trainer": {
             "max_epochs": 4,
-            "callbacks": [{"class_path": "callbacks.AdaptiveGradientClipping", "init_args": {"clip_factor": 0.02}}],
+            "callbacks": [
+                {"class_path": "bnfree.callbacks.AdaptiveGradientClipping", "init_args": {"clip_factor": 0.02}}
+            ],
         },
         "model": {
-            "class_path": "lightning_modules.ImageClassifier",
+            "class_path": "bnfree.lightning_modules.ImageClassifier",
             "init_args": {
                 "backbone": {
                     "class_path": "bnfree.backbones.ReActNet18",
@@ -30,7 +32,7 @@ def config(seed=0, data_dir="data/digits", **changes):
             },
         },
         "data": {
-            "class_path": "datamodules.DigitsDataModule",
+            "class_path": "bnfree.datamodules.DigitsDataModule",
             "init_args": {"data_dir": data_dir, "seed": seed, "num_workers": 4},
         },
         "run_dir": None,

@@ -19,8 +19,8 @@ def remembered(**options):
     """What a checkpoint of a fit of the network holds about it."""
     arguments = {"width": 8, "in_channels": 1, "blocks_per_stage": DEPTH, **options}
     backbone = {"class_path": "bnfree.backbones.ReActNet18", "init_args": arguments}
-    data = {"_class_path": "datamodules.DigitsDataModule", "image_size": 8}
-    model = {"_class_path": "lightning_modules.ImageClassifier", "backbone": backbone}
+    data = {"_class_path": "bnfree.datamodules.DigitsDataModule", "image_size": 8}
+    model = {"_class_path": "bnfree.lightning_modules.ImageClassifier", "backbone": backbone}
     return {"hyper_parameters": model, "datamodule_hyper_parameters": data}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from bnfree.errors import InputError
-from lightning_modules.command.names import did_you_mean
+from bnfree.names import did_you_mean
 
 
 class Action(NamedTuple):
@@ -23,7 +23,7 @@ ACTIONS = {
     "run": Action("run FILE", "train dense, then prune, rewind and train again, level by level", "run"),
     "controls": Action("controls DIR", "random masks, fresh weights and shuffled signs beside the tickets", "controls"),
     "early-bird": Action("early-bird FILE", "train dense until the mask has settled, then its ticket", "early_bird"),
-    "report": Action("report DIR", "tables and figures of a run", "report.command"),
+    "report": Action("report DIR", "tables and figures of a run", "report"),
 }
 HELP = """usage: bnfree lottery ACTION ...
 
@@ -60,4 +60,4 @@ def run(arguments: Sequence[str]) -> None:
     if name not in ACTIONS:
         remedy = did_you_mean(name, ACTIONS) or f"choose from {', '.join(ACTIONS)}."
         raise InputError(f"action {name!r} of bnfree lottery is not known; {remedy}")
-    importlib.import_module(f"lightning_modules.command.lottery.{ACTIONS[name].module}").run(arguments[1:])
+    importlib.import_module(f"bnfree.lightning_modules.command.lottery.{ACTIONS[name].module}").run(arguments[1:])

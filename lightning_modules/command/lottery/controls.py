@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bnfree.errors import InputError
-from lightning_modules.command.lottery.report.groups import CONTROLS
-from lightning_modules.command.names import did_you_mean
+from bnfree.lightning_modules.reports.lottery.groups import CONTROLS
+from bnfree.names import did_you_mean
 
 HELP = """usage: bnfree lottery controls DIR [--controls LIST] [--levels 1-3] [--seeds 0,1] [options]
 
@@ -182,7 +182,7 @@ def run(arguments: Sequence[str]) -> None:
         print(HELP, end="")
         return
     given = parse_controls(arguments[1:])
-    from lightning_modules.command.lottery import control_levels
+    from bnfree.lightning_modules.experiments.lottery import control_levels
 
     control_levels.run(given)
 

@@ -95,7 +95,7 @@ def run(arguments: Sequence[str]) -> None:
         print(HELP, end="")
         return
     given = parse_early_bird(arguments[1:])
-    from lightning_modules.command.lottery import early_bird_levels
+    from bnfree.lightning_modules.experiments.lottery import early_bird_levels
 
     early_bird_levels.run(arguments[0], given)
 

@@ -79,6 +79,6 @@ def run(arguments: Sequence[str]) -> None:
     if len(arguments) < 2 or {"-h", "--help"} & set(arguments):
         print(HELP, end="")
         return
-    from lightning_modules.command.lottery import levels
+    from bnfree.lightning_modules.experiments.lottery import levels
 
     levels.run(arguments)

@@ -7,13 +7,13 @@ import types
 import pytest
 
 from bnfree.errors import InputError
-from lightning_modules.cli import SUBCOMMANDS, Subcommand, main
-from lightning_modules.command.names import did_you_mean, nearest
+from bnfree.lightning_modules.cli import SUBCOMMANDS, Subcommand, main
+from bnfree.names import did_you_mean, nearest
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["fitt"], ["--version"], ["--config", "x.yaml"]])
 def test_answers_without_importing_torch(arguments):
-    script = f"import sys\nfrom lightning_modules.cli import main\nmain({arguments})\nassert 'torch' not in sys.modules"
+    script = f"import sys\nfrom bnfree.lightning_modules.cli import main\nmain({arguments})\nassert 'torch' not in sys.modules"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
     assert run.returncode == 0, run.stderr
     assert "Traceback" not in run.stderr
@@ -53,7 +53,7 @@ def test_a_mistake_found_by_a_loader_process_is_one_sentence(capsys, monkeypatch
         )
 
     module.run = run
-    monkeypatch.setitem(sys.modules, "failing", module)
+    monkeypatch.setitem(sys.modules, "bnfree.lightning_modules.failing", module)
     monkeypatch.setitem(SUBCOMMANDS, "fail", Subcommand("fails", "failing"))
     assert main(["fail"]) == 2
     assert capsys.readouterr().err == "bnfree: error: image='a.png' is damaged.\n"

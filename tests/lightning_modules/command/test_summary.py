@@ -12,8 +12,8 @@ import torch
 
 from bnfree.backbones import ReActNet18
 from bnfree.costs import count_ops
+from bnfree.lightning_modules.cli import main
 from bnfree.tickets import Ticket, apply, prune, save_ticket
-from lightning_modules.cli import main
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 TOTALS = (

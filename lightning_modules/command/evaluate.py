@@ -1,0 +1,44 @@
+"""`bnfree test` and `predict`: of a checkpoint, or of a packed file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bnfree.lightning_modules.deployment.packed.model import names_packed_network
+
+HELP = {
+    "test": """Of a packed network:
+
+  bnfree test network.safetensors --config RUN/config.yaml [--engine NAME] [--threads N]
+
+Of a checkpoint:
+""",
+    "predict": """With a packed network, on image files (more: bnfree predict FILE --help):
+
+  bnfree predict [--model] FILE|NAME IMAGE... [--output predictions.csv]
+
+With a checkpoint, on the test images of its data:
+""",
+}
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Runs one of the two.
+
+    Args:
+        arguments: subcommand and options.
+
+    Raises:
+        InputError: a mistake in what the user gave.
+    """
+    subcommand, options = arguments[0], arguments[1:]
+    if names_packed_network(options):
+        from bnfree.lightning_modules.deployment.packed import evaluation, prediction
+
+        (evaluation if subcommand == "test" else prediction).run(arguments)
+        return
+    from bnfree.lightning_modules.training import fit as training
+
+    if {"-h", "--help"} & set(options):
+        print(HELP[subcommand])
+    training.run(arguments)

@@ -1,1 +1,0 @@
-"""`bnfree predict`, `test` and `bench` on packed files, which need no config."""

@@ -1,1 +1,0 @@
-"""`bnfree report`: what runs have measured, as a figure and a table."""

@@ -1,1 +1,0 @@
-"""`bnfree ticket`: what can be done with tickets besides training them."""

@@ -1,0 +1,1 @@
+"""Packed networks timed against other engines."""

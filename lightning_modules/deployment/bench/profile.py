@@ -1,0 +1,89 @@
+"""Where the time of a packed network goes, layer by layer."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from bnfree.lightning_modules.deployment.bench.timing import LEAST_ROUNDS, MOST_ROUNDS
+from bnfree.packing import PackedNetwork
+from bnfree.packing.engines import UnitEngine, prepare_trunk
+from bnfree.packing.layers import PackedLayers
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """What a layer adds to the time of the network."""
+
+    name: str
+    shapes: str
+    """Channels, height and width of input and output."""
+    operations: int
+    """Multiply-accumulates of its convolutions or of its matrix, padding included, for the whole batch."""
+    seconds: float
+    """Median over rounds. Of a short layer on a busy machine it can come out below zero."""
+
+
+@torch.no_grad()
+def profile(packed: PackedNetwork, engine: UnitEngine, images: Tensor, seconds: float) -> list[LayerTime]:
+    """Times the network cut behind each of its layers, in turn, and takes the differences round by round.
+
+    An engine computes many layers in one call, without intermediate results that a clock could be read at.
+
+    Args:
+        packed: the network.
+        engine: of the packed layers.
+        images: (N, C, H, W), normalised or, if it knows how that is done, 8-bit ones.
+        seconds: how long all of it may take, as far as ten rounds fit into it.
+    """
+    layers, normalization = packed.layers, packed.info.normalization
+    cuts = range(1, len(layers.units) + 1)
+    functions: list[Callable[[Tensor], Tensor]] = [
+        prepare_trunk(replace(layers, units=layers.units[:count]), engine, normalization) for count in cuts
+    ]
+    functions.append(PackedNetwork(layers, packed.info, engine))
+    shapes = [images.shape[1:], *(function(images).shape[1:] for function in functions)]
+    one_round = _round(functions, images)
+    rounds = min(max(int(seconds / sum(one_round)), LEAST_ROUNDS), MOST_ROUNDS)
+    measured = [_round(functions, images) for _ in range(rounds)]
+    differences = [[now - before for before, now in zip([0.0, *row], row, strict=False)] for row in measured]
+    rows = []
+    for index, (name, operations) in enumerate(_operations(layers, shapes)):
+        median = statistics.median(row[index] for row in differences)
+        text = " -> ".join("x".join(map(str, shape)) for shape in shapes[index : index + 2])
+        rows.append(LayerTime(name, text, operations * len(images), median))
+    return rows
+
+
+def _round(functions: list[Callable[[Tensor], Tensor]], images: Tensor) -> list[float]:
+    times = []
+    for function in functions:
+        start = time.perf_counter()
+        function(images)
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def _operations(layers: PackedLayers, shapes: list[torch.Size]) -> list[tuple[str, int]]:
+    """Name and operations of every layer, for one image."""
+    rows = []
+    for index, (unit, shape) in enumerate(zip(layers.units, shapes[1:], strict=False)):
+        out_channels, in_channels, size, _ = unit.weight.shape
+        positions = math.prod(shape[1:])
+        operations = math.prod(unit.weight.shape) * positions
+        name = f"unit {index}, {size}x{size}"
+        if unit.projection is not None:
+            operations += out_channels * in_channels * positions
+            name += " and 1x1"
+        if index == 0:
+            height, width = (-(-side // layers.stem.stride) for side in shapes[0][1:])
+            operations += math.prod(layers.stem.weight.values.shape) * height * width
+            name = f"stem and {name}"
+        rows.append((name, operations))
+    return [*rows, ("classifier", layers.classifier.weight.values.numel())]

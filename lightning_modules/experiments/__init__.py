@@ -1,0 +1,1 @@
+"""Many runs: recipes, lotteries with their controls, and work on tickets."""

@@ -1,0 +1,1 @@
+"""Tickets compared, stretched, transferred and signed."""

@@ -1,0 +1,243 @@
+"""The LightningModule that trains a backbone to classify images."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from bnfree.calibration import calibrate
+from bnfree.errors import InputError
+from bnfree.lean.fast import check_available
+from bnfree.lightning_modules.modules.fused_optimizers import prefer_fused
+from bnfree.lightning_modules.modules.initial_weights import load_initial_weights
+from bnfree.lightning_modules.modules.learning_rate_scaling import (
+    LearningRateScaling,
+    check_scaling,
+    resume_learning_rates,
+    scale_learning_rates,
+)
+from bnfree.lightning_modules.modules.linear_decay import LinearDecay
+from bnfree.lightning_modules.modules.parameter_groups import WeightDecayOn, parameter_groups
+
+LRSchedulerCallable = Callable[[Optimizer, int], LRScheduler]
+
+
+class ImageClassifier(LightningModule):
+    """Trains a backbone with cross-entropy; logs `train/loss`, `train/acc`, `val/loss`, `val/acc`, `test/acc`.
+
+    With 100 classes or more, top-5 accuracy too (`val/acc5`, `test/acc5`). Before the first step of a fresh run a
+    BN-free backbone is calibrated on training images (`bnfree.calibration`), unless it starts from `init_from` or is a
+    `reference` network.
+
+    Args:
+        backbone: network from images (N, C, H, W) to logits (N, num_classes), such as `ReActNet18`.
+        optimizer: class and settings of the optimizer; the parameters are given to it in two groups, see
+            `weight_decay_on`. Adam, AdamW and SGD use their fused kernels unless `fused` or `foreach` is given.
+        lr_scheduler: class and settings of the learning-rate schedule; it is given the optimizer and the number of
+            steps of the whole run (epochs, if `interval` is `epoch`).
+        interval: whether the schedule moves every `step` or every `epoch`.
+        label_smoothing: share of the target probability that is spread over all classes, in training only.
+        weight_decay_on: `convolutions`: latent weights of convolutions only; `public_code`: also gains and shifts, as
+            in the public BNN_NoBN code; `all`: every parameter.
+        init_from: checkpoint whose weights, and nothing else, a fresh run starts from: one of this project's, a plain
+            state dict of the backbone, a ticket file (the masks, and the weights that its training starts from again),
+            or one of the public BNN_NoBN or ReActNet code. Strict.
+        calibration: what is measured on training images before the first step: `full`: beta, the shifts of RSign and
+            RPReLU, and the gains; `beta_and_shift`: beta and the shifts of RSign; `none`: nothing, the analytic beta.
+        calibration_images: number of training images to calibrate on.
+        learning_rate_scaling: the optimizer's learning rate is that for `base_batch_size`; `linear` (for SGD) and
+            `square_root` (for Adam) multiply it by (batch / base_batch_size)^1 or ^0.5, where batch is the data's
+            batch size x processes x accumulated batches; `none`: used as it is.
+        base_batch_size: images of one optimizer step for which the learning rate is meant.
+        rescale_on_resume: a run that goes on from a checkpoint keeps the factor of the checkpoint; true: takes that of
+            its own batch size, if it runs on another number of processes, say.
+
+    Raises:
+        InputError: a value out of range; at the start of a run also a backbone that does not fit the data.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        optimizer: OptimizerCallable = lambda parameters: Adam(parameters, lr=1e-3),
+        lr_scheduler: LRSchedulerCallable = lambda optimizer, total: LinearDecay(optimizer, total),
+        interval: Literal["step", "epoch"] = "step",
+        label_smoothing: float = 0.0,
+        weight_decay_on: WeightDecayOn = "convolutions",
+        init_from: str | None = None,
+        calibration: Literal["full", "beta_and_shift", "none"] = "full",
+        calibration_images: int = 256,
+        learning_rate_scaling: LearningRateScaling = "none",
+        base_batch_size: int = 256,
+        rescale_on_resume: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise InputError(f"label_smoothing={label_smoothing} must be at least 0 and less than 1.")
+        if interval not in ("step", "epoch"):
+            raise InputError(f"interval={interval!r} is not known; choose 'step' or 'epoch'.")
+        if calibration not in ("full", "beta_and_shift", "none"):
+            raise InputError(f"calibration={calibration!r} is not known; choose 'full', 'beta_and_shift' or 'none'.")
+        if calibration_images < 1:
+            raise InputError(
+                f"calibration_images={calibration_images} must be at least 1; calibration none needs none."
+            )
+        check_scaling(learning_rate_scaling, base_batch_size)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Attribute '.*' is an instance of `nn.Module`")
+            self.save_hyperparameters(logger=False)
+        # Built from a config, these are class paths with their arguments, which a checkpoint can hold; built in Python,
+        # they are objects, and a checkpoint that held them could not be loaded safely.
+        for name, value in list(self.hparams.items()):
+            if isinstance(value, nn.Module) or callable(value):
+                del self.hparams[name]
+        self.backbone = backbone
+        self.optimizer, self.lr_scheduler, self.interval = optimizer, lr_scheduler, interval
+        self.label_smoothing, self.weight_decay_on = label_smoothing, weight_decay_on
+        self.init_from = init_from
+        self.calibration, self.calibration_images = calibration, calibration_images
+        self.learning_rate_scaling, self.base_batch_size = learning_rate_scaling, base_batch_size
+        self.rescale_on_resume = rescale_on_resume
+        parameter_groups(backbone, weight_decay_on)
+        num_classes = self._num_classes()
+        # Means over images, also where processes have batches of different size.
+        self.losses = nn.ModuleDict({f"{stage}/loss": MeanMetric() for stage in ("train", "val", "test")})
+        self.accuracies = nn.ModuleDict(
+            {f"{stage}/acc": MulticlassAccuracy(num_classes, average="micro") for stage in ("train", "val", "test")}
+        )
+        if num_classes >= 100:
+            for stage in ("val", "test"):
+                self.accuracies[f"{stage}/acc5"] = MulticlassAccuracy(num_classes, top_k=5, average="micro")
+
+    def _num_classes(self) -> int:
+        num_classes = getattr(self.backbone, "num_classes", None)
+        if not isinstance(num_classes, int):
+            raise InputError(
+                f"backbone={type(self.backbone).__name__} has no integer attribute num_classes; add it to the class."
+            )
+        return num_classes
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, num_classes) of images (N, C, H, W)."""
+        return self.backbone(images)
+
+    def setup(self, stage: str) -> None:
+        """Checks that backbone, data and machine fit together; loads `init_from` in a fresh fit."""
+        data = getattr(self.trainer, "datamodule", None)
+        for data_name, data_value, name in (
+            ("num_classes", getattr(data, "num_classes", None), "num_classes"),
+            ("image_shape[0]", (getattr(data, "image_shape", None) or (None,))[0], "in_channels"),
+        ):
+            value = getattr(self.backbone, name, None)
+            if data_value is not None and value is not None and value != data_value:
+                raise InputError(
+                    f"backbone.{name}={value} does not fit {type(data).__name__}, whose {data_name} is {data_value}: "
+                    f"set model.init_args.backbone.init_args.{name} to {data_value}."
+                )
+        if stage == "fit" and getattr(self.backbone, "lean", False):
+            check_available(getattr(self.backbone, "fast", ()))
+        if stage == "fit" and self.init_from is not None and self.trainer.ckpt_path is None:
+            load_initial_weights(self.backbone, self.init_from)
+
+    def on_train_start(self) -> None:
+        """Calibrates a fresh BN-free backbone; settles the learning rate of a resumed run."""
+        resume_learning_rates(self.trainer, self.learning_rate_scaling, self.base_batch_size, self.rescale_on_resume)
+        wanted = getattr(self.backbone, "wants_calibration", False) and self.init_from is None
+        if not wanted or self.calibration == "none" or self.trainer.global_step > 0:
+            return
+        like = next(self.backbone.parameters())
+        images = self._calibration_images().to(like.device, like.dtype)
+        report = calibrate(self.backbone, images, full=self.calibration == "full")
+        if self.trainer.world_size > 1:
+            # Processes may round differently; training must start from the same constants everywhere.
+            state = {key: value.cpu() for key, value in self.backbone.state_dict().items()}
+            self.backbone.load_state_dict(self.trainer.strategy.broadcast(state, src=0))
+        betas = [unit.beta for unit in report]
+        rank_zero_info(
+            f"Calibrated {len(report)} residual units on {self.calibration_images} training images: "
+            f"beta {min(betas):.2f} to {max(betas):.2f}."
+        )
+
+    def _calibration_images(self) -> Tensor:
+        data = getattr(self.trainer, "datamodule", None)
+        if data is not None and hasattr(data, "calibration_images"):
+            return data.calibration_images(self.calibration_images)
+        images: list[Tensor] = []
+        with torch.random.fork_rng():
+            for batch in cast(Iterable[Any], self.trainer.train_dataloader):
+                images.append(batch[0])
+                if sum(map(len, images)) >= self.calibration_images:
+                    break
+        return torch.cat(images)[: self.calibration_images]
+
+    def training_loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        """What is minimised, of shape (): cross-entropy of logits (N, num_classes) of images (N, C, H, W).
+
+        The one method to override for another loss; metrics and evaluation stay as they are.
+        """
+        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The training loss of a batch of images (N, C, H, W) and labels (N,)."""
+        images, labels = batch
+        logits = self(images)
+        loss = self.training_loss(images, logits, labels)
+        self.log("loss", loss, on_step=True, on_epoch=False, prog_bar=True, logger=False)
+        self._log_metrics("train", loss.detach(), logits.detach(), labels)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Loss and accuracy on the validation part."""
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Loss and accuracy on the test set."""
+        self._evaluate("test", batch)
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Class (N,) and its probability (N,) for images (N, C, H, W) with indices (N,)."""
+        images, index = batch
+        probability, label = self(images).float().softmax(1).max(1)
+        return {"index": index, "class": label, "probability": probability}
+
+    def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> None:
+        images, labels = batch
+        logits = self(images)
+        self._log_metrics(stage, F.cross_entropy(logits, labels), logits, labels)
+
+    def _log_metrics(self, stage: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        mean = cast(MeanMetric, self.losses[f"{stage}/loss"])
+        mean.update(loss, weight=len(labels))
+        self.log(f"{stage}/loss", mean, on_step=False, on_epoch=True, batch_size=len(labels))
+        for name, metric in self.accuracies.items():
+            if name.startswith(stage):
+                accuracy = cast(MulticlassAccuracy, metric)
+                accuracy.update(logits, labels)
+                self.log(name, accuracy, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """The optimizer on its parameter groups, and the schedule over the length of the whole run."""
+        optimizer = self.optimizer(parameter_groups(self.backbone, self.weight_decay_on))
+        prefer_fused(optimizer)
+        scale_learning_rates(optimizer, self.trainer, self.learning_rate_scaling, self.base_batch_size)
+        total = self.trainer.estimated_stepping_batches if self.interval == "step" else self.trainer.max_epochs
+        if total is None or total == float("inf") or total < 1:
+            raise InputError(
+                f"trainer.max_epochs={self.trainer.max_epochs} gives the learning-rate schedule no length; "
+                "set trainer.max_epochs or trainer.max_steps to a positive number."
+            )
+        scheduler = self.lr_scheduler(optimizer, int(total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": self.interval}}

@@ -1,0 +1,93 @@
+"""How much the masks of levels, seeds and controls have in common, against what chance gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bnfree.lightning_modules.experiments.lottery.level_results import LevelResult
+from bnfree.lightning_modules.reports.lottery.groups import CONTROLS, NAMES
+from bnfree.tickets import load_ticket, overlap
+
+MOST_MASKS = 24
+
+
+@dataclass(frozen=True)
+class Overlaps:
+    """The masks that are compared, by level and within it tickets before controls, and the indices of each pair."""
+
+    levels: tuple[LevelResult, ...]
+    """Where the masks are from; at least two."""
+    jaccard: list[list[float]]
+    """Survivors of both over survivors of either, symmetric."""
+    chance: list[list[float]]
+    """The same if each mask were shuffled within its layers; symmetric, and 1 on the diagonal."""
+    most: list[list[float]]
+    """The same if all survivors of the sparser mask survived in the denser one; symmetric, and 1 on the diagonal."""
+
+    def position(self, i: int, j: int) -> float:
+        """Where a pair lies between its chance level (0) and the most that its densities allow (1)."""
+        room = self.most[i][j] - self.chance[i][j]
+        return (self.jaccard[i][j] - self.chance[i][j]) / room if room > 1e-9 else 0.0
+
+    @property
+    def names(self) -> list[str]:
+        """What each mask is called beside those of its level."""
+        kinds = {level.kind for level in self.levels}
+        seeds = {level.seed for level in self.levels}
+        return [
+            ", ".join(
+                [NAMES.get(level.kind, level.kind)] * (len(kinds) > 1 or len(seeds) == 1)
+                + [f"seed {level.seed}"] * (len(seeds) > 1)
+            )
+            for level in self.levels
+        ]
+
+
+def compare_masks(levels: Sequence[LevelResult]) -> Overlaps | None:
+    """Compares the masks of a run; None if there are not two.
+
+    A mask that several levels have trained with (controls that draw other weights) counts once. Controls are taken of
+    the first seed, and of more than `MOST_MASKS` masks those of some levels, evenly spaced, the last one among them.
+
+    Args:
+        levels: all finished levels.
+
+    Raises:
+        InputError: a damaged ticket file, or masks of different networks.
+    """
+    chosen = choose(levels)
+    if len(chosen) < 2:
+        return None
+    masks = [load_ticket(level.ticket).masks for level in chosen]
+    jaccard, chance, most = ([[1.0] * len(masks) for _ in masks] for _ in range(3))
+    for i, first in enumerate(masks):
+        for j in range(i):
+            found = overlap(first, masks[j])
+            jaccard[i][j] = jaccard[j][i] = found.jaccard
+            chance[i][j] = chance[j][i] = found.chance_jaccard
+            most[i][j] = most[j][i] = min(found.first, found.second) / max(found.first, found.second, 1)
+    return Overlaps(tuple(chosen), jaccard, chance, most)
+
+
+def choose(levels: Sequence[LevelResult]) -> list[LevelResult]:
+    """The levels whose masks are compared, see `compare_masks`."""
+    pruned = [level for level in levels if level.mask_checksum is not None and level.ticket.is_file()]
+    first_seed = min((level.seed for level in pruned if level.kind in CONTROLS), default=None)
+    by_level: dict[int, dict[tuple[int, str | None], LevelResult]] = {}
+    # The sort is stable: within a level and kind, seeds stay in order.
+    for level in sorted(pruned, key=lambda level: (level.level, level.kind in CONTROLS)):
+        if level.kind not in CONTROLS or level.seed == first_seed:
+            by_level.setdefault(level.level, {}).setdefault((level.seed, level.mask_checksum), level)
+    most = max((len(masks) for masks in by_level.values()), default=1)
+    numbers = evenly(sorted(by_level), max(1, MOST_MASKS // most))
+    return [level for number in numbers for level in list(by_level[number].values())[:MOST_MASKS]]
+
+
+def evenly(values: Sequence[int], count: int) -> list[int]:
+    """At most `count` of the values, evenly spaced, the first and the last among them; of one the last."""
+    if len(values) <= count:
+        return list(values)
+    if count == 1:
+        return [values[-1]]
+    return [values[round(i * (len(values) - 1) / (count - 1))] for i in range(count)]

@@ -1,0 +1,1 @@
+"""A table and a figure of one or several runs."""

@@ -1,0 +1,168 @@
+"""What a checkpoint remembers, compared with what the user asks for."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+
+from bnfree.errors import InputError
+from bnfree.names import did_you_mean
+
+
+def read_checkpoint(path: str, weights_only: bool = True) -> dict[str, Any]:
+    """Reads a checkpoint to the CPU.
+
+    Raises:
+        InputError: no such file, damaged, or not a checkpoint of a Trainer.
+    """
+    file = Path(path)
+    if not file.is_file():
+        kind = "is a directory" if file.is_dir() else "does not exist"
+        folder = file if file.is_dir() else file.parent
+        found = sorted(str(p) for p in (*folder.glob("*.ckpt"), *folder.glob("checkpoints/*.ckpt")))
+        remedy = did_you_mean(path, found) or f"give a checkpoint file{f', such as {found[0]}' if found else ''}."
+        raise InputError(f"ckpt_path={path!r} {kind}; {remedy}")
+    try:
+        content: Any = torch.load(file, map_location="cpu", weights_only=weights_only)
+    except Exception as error:
+        # Damaged archives end in many exception types, all of which mean the same to the user.
+        if weights_only and isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(file):
+            raise InputError(
+                f"ckpt_path={path!r} holds objects of other types than tensors and plain values; if you trust its "
+                "source, add --weights_only=false."
+            ) from error
+        raise InputError(
+            f"ckpt_path={path!r} cannot be read as a checkpoint: it is damaged or incomplete "
+            f"({type(error).__name__}); give another checkpoint."
+        ) from error
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise InputError(
+            f"ckpt_path={path!r} holds no training state, only weights or something else; give a checkpoint that "
+            "`bnfree fit` wrote, or start from its weights with --model.init_from."
+        )
+    return content
+
+
+def remembered_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The `model` and `data` sections that a checkpoint was written with, as far as it holds them."""
+    sections = {}
+    for section, key in (("model", "hyper_parameters"), ("data", "datamodule_hyper_parameters")):
+        values = {k: v for k, v in checkpoint.get(key, {}).items() if k != "_instantiator"}
+        class_path = values.pop("_class_path", None)
+        if class_path is not None:
+            sections[section] = {"class_path": class_path, "init_args": values}
+    return sections
+
+
+def remembered_config_as_argument(path: str) -> str:
+    """The same as text, which `--config` takes in place of a file name.
+
+    Raises:
+        InputError: the checkpoint cannot be read, or does not say what it was trained with.
+    """
+    sections = remembered_config(read_checkpoint(path))
+    if "model" not in sections:
+        raise InputError(
+            f"ckpt_path={path!r} does not say which model it was written by, and no config.yaml lies beside it; "
+            "give --config."
+        )
+    return json.dumps(sections)
+
+
+def differences(remembered: Any, effective: Any, name: str) -> Iterator[str]:
+    """One line for each value that is now another than a checkpoint remembers.
+
+    Args:
+        remembered: value or nested mapping from the checkpoint.
+        effective: the same of the config in force.
+        name: dotted name of the two.
+    """
+    if isinstance(remembered, dict) and isinstance(effective, dict):
+        changed_class = remembered.get("class_path") != effective.get("class_path")
+        for key in ("class_path",) if changed_class else remembered:
+            if key in effective:
+                yield from differences(remembered[key], effective[key], f"{name}.{key}")
+    elif remembered != effective:
+        yield f"{name.replace('.init_args', '')}: {effective} (the checkpoint was written with {remembered})"
+
+
+def check_resumable(checkpoint: dict[str, Any], path: str) -> None:
+    """Refuses to resume from a checkpoint without the states of a run.
+
+    Raises:
+        InputError: it holds weights only.
+    """
+    if "optimizer_states" not in checkpoint or "loops" not in checkpoint:
+        raise InputError(
+            f"ckpt_path={path!r} holds weights but no optimizer state to resume from; start from its weights with "
+            "--model.init_from."
+        )
+
+
+def check_fits(model: LightningModule, checkpoint: dict[str, Any], path: str) -> None:
+    """Compares names and shapes of a checkpoint's weights with a model's, before anything is loaded.
+
+    Raises:
+        InputError: they differ.
+    """
+    if not model.strict_loading or type(model).on_load_checkpoint is not LightningModule.on_load_checkpoint:
+        return
+    if type(model).configure_model is not LightningModule.configure_model:
+        return
+    check_weights(model.state_dict(), checkpoint["state_dict"], _described(model), checkpoint, path)
+
+
+def check_weights(
+    current: dict[str, Any], weights: dict[str, Any], name: str, checkpoint: dict[str, Any], path: str
+) -> None:
+    """Compares names and shapes of weights with those of a model.
+
+    Args:
+        current: state dict of the model.
+        weights: state dict to be loaded.
+        name: what the model is, for the message.
+        checkpoint: where the weights are from.
+        path: its file.
+
+    Raises:
+        InputError: they differ.
+    """
+    # A pruned network's masks load into a freshly built one.
+    missing = sorted(key for key in set(current) - set(weights) if not key.endswith(".mask"))
+    unexpected = sorted(key for key in set(weights) - set(current) if not key.endswith(".mask"))
+    reshaped = sorted(k for k in set(current) & set(weights) if current[k].shape != weights[k].shape)
+    problems = [f"lacks {_some(missing)}"] if missing else []
+    problems += [f"has {_some(unexpected)} in addition"] if unexpected else []
+    if reshaped:
+        shapes = f"{tuple(weights[reshaped[0]].shape)} in place of {tuple(current[reshaped[0]].shape)}"
+        problems.append(f"has {_some(reshaped)} with shape {shapes}")
+    if problems:
+        raise InputError(
+            f"ckpt_path={path!r}, written by {_written_by(checkpoint)}, does not fit {name}: it "
+            f"{' and '.join(problems)}; leave out what you changed in the model, or give a checkpoint of this model."
+        )
+
+
+def _some(keys: list[str]) -> str:
+    return repr(keys[0]) + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")
+
+
+def _described(model: LightningModule) -> str:
+    backbone = getattr(model, "backbone", None)
+    return type(model).__name__ + (f" with {type(backbone).__name__}" if backbone is not None else "")
+
+
+def _written_by(checkpoint: dict[str, Any]) -> str:
+    section = remembered_config(checkpoint).get("model")
+    if section is None:
+        return "an unnamed model"
+    backbone = section["init_args"].get("backbone")
+    name = section["class_path"].rpartition(".")[2]
+    return name + (f" with {backbone['class_path'].rpartition('.')[2]}" if isinstance(backbone, dict) else "")

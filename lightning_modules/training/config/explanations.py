@@ -1,0 +1,257 @@
+"""The parser's complaints, put into one sentence that names the argument, the value and the remedy.
+
+jsonargparse describes a mistake by all the types it has tried, nested as deeply as the config. What the user needs is
+the innermost complaint of the first branch. A message that none of the functions here recognises is shown shortened.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import yaml
+from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.strategies import StrategyRegistry
+
+from bnfree.lightning_modules.training.config.arguments import values_of
+from bnfree.lightning_modules.training.config.known_classes import (
+    class_names,
+    importable_near,
+    names_in_module,
+    options_of,
+)
+from bnfree.lightning_modules.training.config.value_types import explain_value
+from bnfree.names import did_you_mean, nearest
+
+KEY = re.compile(r'Parser key "([^"]+)":')
+LONGEST = 300
+
+
+class Complaint:
+    """A message of the parser, and what it is about.
+
+    Args:
+        message: the message.
+        arguments: subcommand and options of the command.
+        options: the option strings that the subcommand has.
+    """
+
+    def __init__(self, message: str, arguments: Sequence[str], options: Sequence[str] = ()) -> None:
+        self.message, self.arguments, self.options = message, arguments, list(options)
+        self.subcommand = arguments[0]
+        self.configs = [Path(value) for value in values_of(arguments, "--config", "-c")]
+
+    def key(self, end: int) -> str:
+        """Dotted name of the argument that the complaint at position `end` is about."""
+        key = ""
+        for part in KEY.findall(self.message[:end]):
+            # Where several types have been tried, the innermost name comes twice.
+            if not key.endswith(f".{part}"):
+                key = f"{key}.{part}" if key else part
+        return key
+
+    def where(self, word: str) -> str:
+        """File and line of the first config that holds a word, unless the command line does."""
+        if any(word in re.split(r"[.=]", argument) for argument in self.arguments[1:]):
+            return ""
+        for config in self.configs:
+            if config.is_file():
+                for number, line in enumerate(config.read_text(errors="replace").splitlines(), 1):
+                    if re.search(rf"(?<![\w.]){re.escape(word)}(?!\w)", line.partition("#")[0]):
+                        return f" ({config}, line {number})"
+        return ""
+
+
+def explain(message: str, arguments: Sequence[str], parsers: Mapping[str, LightningArgumentParser]) -> str:
+    """One sentence for a complaint of the parser.
+
+    Args:
+        message: the complaint.
+        arguments: subcommand and options of the command.
+        parsers: parser of each subcommand.
+    """
+    parser = parsers.get(arguments[0])
+    options = [option for action in parser._actions for option in action.option_strings] if parser else []
+    complaint = Complaint(message, arguments, options)
+    for explanation in EXPLANATIONS:
+        sentence = explanation(complaint)
+        if sentence is not None:
+            return sentence
+    short = " ".join(message.partition("\nGiven value type")[0].split())
+    return short if len(short) <= LONGEST else short[: LONGEST - 3] + "..."
+
+
+def _unreadable_config(complaint: Complaint) -> str | None:
+    missing = re.search(r'Parser key "config": File does not exist: \'(.+?)\'', complaint.message)
+    for config in complaint.configs:
+        if missing and (str(config) == missing[1] or str(config.absolute()) == missing[1]):
+            siblings = [str(p) for p in (*config.parent.glob("*.yaml"), *Path("configs").glob("*.yaml"))]
+            remedy = did_you_mean(str(config), siblings) or "give the path of a YAML file."
+            return f"config={str(config)!r} does not exist; {remedy}"
+        if config.is_file() and not missing and complaint.message.startswith(("Problems parsing", "Unexpected config")):
+            try:
+                content = yaml.safe_load(config.read_text())
+            except yaml.MarkedYAMLError as error:
+                mark, problem = error.problem_mark, error.problem or "what stands there is not YAML"
+                line = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+                advice = "check brackets, quotes and indentation."
+                return f"config={str(config)!r}{line}: this is not YAML ({problem}); {advice}"
+            except (UnicodeDecodeError, yaml.YAMLError):
+                return f"config={str(config)!r} is not a text file in YAML; give the path of a YAML file."
+            if not isinstance(content, dict):
+                return (
+                    f"config={str(config)!r} holds no keys such as model, data and trainer; give a YAML file with them."
+                )
+    return None
+
+
+def _required(complaint: Complaint) -> str | None:
+    match = re.search(r"the following arguments are required: ([\w., ]+)", complaint.message)
+    if match is None:
+        return None
+    name = match[1].split(",")[0].strip().removeprefix(f"{complaint.subcommand}.")
+    key = complaint.key(match.start())
+    if not key:
+        return f"{name} is required and not given; add --config FILE with it, or --{name}=CLASS."
+    owner = complaint.message[: match.start()].rpartition("class_path '")[2].partition("'")[0].rpartition(".")[2]
+    return f"{key}.{name} is required by {owner} and not given; add --{key}.{name}=VALUE or set it in the config."
+
+
+def _unknown_argument(complaint: Complaint) -> str | None:
+    match = re.match(r"unrecognized arguments: (\S+)", complaint.message)
+    if match is None:
+        return None
+    option = match[1].partition("=")[0]
+    if not option.startswith("-"):
+        return f"argument {option!r} is not expected; options start with --, such as --config {option}."
+    remedy = did_you_mean(option, complaint.options) or f"see bnfree {complaint.subcommand} --help."
+    return f"option {match[1]!r} is not known; {remedy}"
+
+
+def _unknown_key(complaint: Complaint) -> str | None:
+    match = re.search(r"does not accept option '([^']+)'", complaint.message)
+    if match is None:
+        return None
+    keys = {option.removeprefix("--") for option in complaint.options if option.startswith("--")}
+    first, *rest = match[1].split(".")
+    if first == complaint.subcommand:
+        return f"key {first!r}{complaint.where(first)} is not expected in a config; move what is below it one level up."
+    tops = {key.split(".")[0] for key in keys}
+    if first not in tops:
+        remedy = did_you_mean(first, tops) or f"choose from {', '.join(sorted(tops - {'config', 'help'}))}."
+        return f"key {first!r}{complaint.where(first)} is not known; {remedy}"
+    remedy = did_you_mean(match[1], keys) or f"see bnfree {complaint.subcommand} --help."
+    return f"key {match[1]!r}{complaint.where(rest[-1] if rest else first)} is not known; {remedy}"
+
+
+def _unknown_class(complaint: Complaint) -> str | None:
+    message = complaint.message
+    short = re.search(r"Expected a dot import path string: (\S+)", message)
+    if short is not None:
+        name, key = short[1], complaint.key(short.start())
+        known = class_names(key)
+        if nearest(name, known) is None and re.search(r"Expected a <class '(int|float)'>", message):
+            return None
+        remedy = (
+            did_you_mean(name, known)
+            or f"give package.module.Class{', or one of ' + ', '.join(known) if known else ''}."
+        )
+        return f"{key}={name!r}{complaint.where(name)} names no known class; {remedy}"
+    attribute = re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message)
+    if attribute is not None:
+        path = f"{attribute[1]}.{attribute[2]}"
+        match = nearest(attribute[2], names_in_module(attribute[1]))
+        remedy = f"did you mean {attribute[1] + '.' + match!r}?" if match else f"look at what {attribute[1]} holds."
+        return f"{complaint.key(attribute.start())}={path!r}{complaint.where(path)} names no class; {remedy}"
+    module = re.search(r"No module named '([\w.]+)'", message)
+    if module is not None:
+        given = message[: module.start()].rpartition("class_path '")[2].partition("'")[0] or module[1]
+        remedy = (
+            importable_near(module[1]) or "start bnfree in the directory that holds the module, or install its package."
+        )
+        argument = f"{complaint.key(module.start())}={given!r}{complaint.where(given)}"
+        return f"{argument}: there is no module {module[1]!r}; {remedy}"
+    subclass = re.search(r"Import path (\S+) does not .*? (\w+)$", message, re.MULTILINE)
+    if subclass is not None:
+        return f"{complaint.key(subclass.start())}={subclass[1]!r} is no {subclass[2]}; give a subclass of it."
+    return None
+
+
+def _unknown_init_argument(complaint: Complaint) -> str | None:
+    match = re.search(r"Option '([^']+)' is not accepted", complaint.message)
+    if match is None:
+        return None
+    before = complaint.message[: match.start()]
+    owner = before.rpartition("class_path '")[2].partition("'")[0]
+    if before.rstrip().endswith("callable class:"):
+        owner = re.findall(r"class_path='([\w.]+)'", complaint.message[match.start() :])[0]
+    option = match[1].split(".")[0]
+    key = f"{complaint.key(match.start())}.{option}"
+    reserved = nearest(option, ("class_path", "init_args", "dict_kwargs"))
+    if reserved is not None and owner.rpartition(".")[2] not in complaint.message.partition("Given value:")[2]:
+        place = f"{complaint.where(option)} below {key.rpartition('.')[0]}"
+        return f"key {option!r}{place} is not known; did you mean {reserved!r}?"
+    known = options_of(owner)
+    remedy = did_you_mean(option, known) or f"it takes {', '.join(known) or 'no arguments'}."
+    return f"{key}{complaint.where(option)} is not an argument of {owner.rpartition('.')[2]}; {remedy}"
+
+
+def _wrong_value(complaint: Complaint) -> str | None:
+    keys = list(KEY.finditer(complaint.message))
+    if not keys:
+        return None
+    key = complaint.key(keys[-1].end())
+    return explain_value(key, complaint.message[keys[-1].end() :], complaint.where(key.rpartition(".")[2]))
+
+
+def _no_value(complaint: Complaint) -> str | None:
+    match = re.match(r"argument (?:-\w/)?(--[\w.]+): expected one argument", complaint.message)
+    return f"{match[1]} is given without a value; write {match[1]}=VALUE." if match else None
+
+
+EXPLANATIONS: tuple[Callable[[Complaint], str | None], ...] = (
+    _unreadable_config,
+    _unknown_argument,
+    _unknown_key,
+    _no_value,
+    _unknown_init_argument,
+    _unknown_class,
+    _required,
+    _wrong_value,
+)
+
+
+def explain_runtime_error(error: RuntimeError) -> str | None:
+    """One sentence for errors of Lightning and torch that are the user's to put right; None for all others."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].startswith("Error(s) in loading state_dict for"):
+        owner = lines[0].rpartition("for ")[2].rstrip(":")
+        return (
+            f"the checkpoint's weights do not fit {owner} ({lines[1][:LONGEST]}); give a checkpoint of the same model."
+        )
+    if lines and "conditioned on metric" in lines[0]:
+        return " ".join(lines)
+    return None
+
+
+def explain_trainer_error(error: ValueError | TypeError) -> str:
+    """One sentence for a Trainer option of the right type and a wrong value."""
+    message = " ".join(str(error).split())
+    match = re.search(r"invalid (accelerator|strategy) name: `\w+='([^']+)'`", message)
+    if match is None:
+        return message
+    accelerators = ["auto", "gpu", *AcceleratorRegistry.available_accelerators()]
+    known = accelerators if match[1] == "accelerator" else ["auto", *StrategyRegistry.available_strategies()]
+    remedy = did_you_mean(match[2], known) or f"choose from {', '.join(known)}."
+    return f"trainer.{match[1]}={match[2]!r} is not known; {remedy}"
+
+
+def first_cause(error: Exception) -> Exception:
+    """The exception that a constructor has raised, behind jsonargparse's account of the types it has tried."""
+    while str(error).startswith(("Does not validate against", "Problem with given")):
+        if not isinstance(error.__cause__, Exception):
+            break
+        error = error.__cause__
+    return error

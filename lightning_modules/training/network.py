@@ -1,0 +1,167 @@
+"""The network that a config describes, built alone: no data, no trainer."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from argparse import SUPPRESS
+from collections.abc import Collection
+from pathlib import Path
+
+from jsonargparse import ActionConfigFile, Namespace
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from torch import nn
+
+from bnfree.errors import InputError
+from bnfree.lightning_modules.training import fit as _short_names  # noqa: F401
+from bnfree.lightning_modules.training.checkpoints import check_weights, read_checkpoint
+from bnfree.lightning_modules.training.config.explanations import first_cause
+from bnfree.lightning_modules.training.config.parser import CommandParser, ParseFailure, add_arguments
+from bnfree.tickets import is_ticket, read_ticket
+
+
+def add_network_arguments(parser: CommandParser, shown_too: Collection[str] = (), required: bool = True) -> None:
+    """Lets a parser accept every key of the config of a fit, and shows those that a network and its images need.
+
+    Args:
+        parser: the parser.
+        shown_too: other keys to show, such as `data`.
+        required: whether the network must be given.
+    """
+    before = {id(action) for action in parser._actions}
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="Another YAML config on top of the first.")
+    parser.add_argument(
+        "--image_shape",
+        type=str | None,
+        default=None,
+        help="C,H,W of the images; by default those of the data section, which are not looked for.",
+    )
+    parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True, required=required)
+    shown = before | {id(action) for action in parser._actions}
+    parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True, required=False)
+    parser.add_argument("--seed_everything", type=bool | int, default=0)
+    parser.add_lightning_class_args(Trainer, "trainer")
+    parser.add_method_arguments(Trainer, "fit", skip={"model", "train_dataloaders", "val_dataloaders", "datamodule"})
+    add_arguments(parser)
+    for action in parser._actions:
+        if id(action) not in shown and not {action.dest, action.dest.partition(".")[0]} & set(shown_too):
+            action.help = SUPPRESS
+
+
+def network_of(config: Path) -> tuple[nn.Module, str, tuple[int, ...]]:
+    """The network of a run's config.
+
+    Args:
+        config: YAML file that a fit has written.
+
+    Returns:
+        The network with the weights it starts from, what its weights' names begin with in a checkpoint, and the shape
+        (C, H, W) of its images.
+
+    Raises:
+        InputError: a network that cannot be built, or of whose images nothing is known.
+    """
+    parser = CommandParser(allow_abbrev=False)
+    add_network_arguments(parser)
+    try:
+        parsed = parser.parse_args(["--config", str(config)])
+    except ParseFailure as failure:
+        raise InputError(f"{str(config)!r} describes no network that can be built here ({failure.message}).") from None
+    network, prefix = build_network(parsed)
+    return network, prefix, image_shape(parsed, network)
+
+
+def build_network(config: Namespace) -> tuple[nn.Module, str]:
+    """The network, and what its weights' names begin with in a checkpoint.
+
+    A backbone is built alone: the module around it may want files that a count has no use for.
+
+    Args:
+        config: what a parser with `add_network_arguments` has read.
+
+    Raises:
+        InputError: arguments that the network refuses.
+    """
+    parser = CommandParser()
+    backbone = config.model.get("init_args", Namespace()).get("backbone")
+    alone = isinstance(backbone, Namespace) and "class_path" in backbone
+    parser.add_subclass_arguments(nn.Module if alone else LightningModule, "network")
+    try:
+        built = parser.instantiate_classes(Namespace(network=backbone if alone else config.model)).network
+    except ValueError as error:
+        raise first_cause(error) from None
+    if alone or not isinstance(getattr(built, "backbone", None), nn.Module):
+        return built, "backbone." if alone else ""
+    return built.backbone, "backbone."
+
+
+def build_data(config: Namespace) -> LightningDataModule:
+    """The data module of a config, which must have a data section.
+
+    Args:
+        config: what a parser with `add_network_arguments` has read.
+
+    Raises:
+        InputError: arguments that the data module refuses, or files that are missing.
+    """
+    parser = CommandParser()
+    parser.add_subclass_arguments(LightningDataModule, "data")
+    try:
+        data: LightningDataModule = parser.instantiate_classes(Namespace(data=config.data)).data
+    except ValueError as error:
+        raise first_cause(error) from None
+    return data
+
+
+def load_weights(network: nn.Module, prefix: str, path: str, weights_only: bool) -> None:
+    """Loads weights and masks of a checkpoint, or of a ticket file, whose names are those of the network alone.
+
+    Args:
+        network: what `build_network` has built.
+        prefix: likewise.
+        path: file of the checkpoint.
+        weights_only: open it without running anything in it.
+
+    Raises:
+        InputError: a file that cannot be read, or one of another network.
+    """
+    checkpoint = read_checkpoint(path, weights_only)
+    if is_ticket(checkpoint):
+        weights = read_ticket(checkpoint, f"ckpt_path={path!r}").state_dict
+    else:
+        weights = {
+            key.removeprefix(prefix).replace("_orig_mod.", ""): value
+            for key, value in checkpoint["state_dict"].items()
+            if key.startswith(prefix)
+        }
+    check_weights(network.state_dict(), weights, type(network).__name__, checkpoint, path)
+    network.load_state_dict(weights)
+
+
+def image_shape(config: Namespace, network: nn.Module) -> tuple[int, ...]:
+    """The shape (C, H, W) that the user gives, or the data section promises; the data itself need not exist.
+
+    Args:
+        config: what a parser with `add_network_arguments` has read.
+        network: what `build_network` has built.
+
+    Raises:
+        InputError: it is malformed, or not to be known.
+    """
+    if config.image_shape is not None:
+        sizes = re.fullmatch(r"[\[(]?\s*(\d+)\s*[,x]\s*(\d+)\s*[,x]\s*(\d+)\s*[\])]?", config.image_shape)
+        if sizes is None:
+            raise InputError(f"image_shape={config.image_shape!r} must be three integers, such as 3,32,32.")
+        return tuple(map(int, sizes.groups()))
+    data = config.get("data")
+    if data is None:
+        raise InputError("image_shape is not given, and there is no data section to say it; add --image_shape=C,H,W.")
+    module, _, name = data.class_path.rpartition(".")
+    shape = getattr(getattr(importlib.import_module(module), name), "image_shape", None)
+    if isinstance(shape, (tuple, list)):
+        return tuple(shape)
+    size = data.get("init_args", Namespace()).get("image_size")
+    channels = getattr(network, "in_channels", None)
+    if isinstance(size, int) and isinstance(channels, int):
+        return channels, size, size
+    raise InputError(f"image_shape is not given, and {name} does not say it; add --image_shape=C,H,W.")
