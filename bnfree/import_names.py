@@ -102,11 +102,17 @@ def folder(part: str) -> Path:
     return inside if inside.is_dir() else Path(__file__).resolve().parents[1] / part
 
 
+def search_working_directory() -> None:
+    """Lets the user's own modules be imported: a console script does not look into the directory it is called from."""
+    if str(Path.cwd()) not in sys.path and "" not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+
+
 def install() -> None:
     """Makes both kinds of names importable, once for a process."""
     if not any(finder is _EarlierNames for finder in sys.meta_path):
-        sys.meta_path.insert(0, _EarlierNames)  # type: ignore[arg-type]
-        sys.meta_path.append(_CheckoutFolders)  # type: ignore[arg-type]
+        sys.meta_path.insert(0, _EarlierNames)
+        sys.meta_path.append(_CheckoutFolders)
 
 
 def one_module(name: str) -> None:

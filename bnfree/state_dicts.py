@@ -8,9 +8,39 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bnfree.errors import InputError
+
+
+def plain_name(name: str) -> str:
+    """The name of a parameter or module without the `_orig_mod.` that `torch.compile` puts into it.
+
+    Example:
+        >>> plain_name("backbone._orig_mod.stem.convolution.weight")
+        'backbone.stem.convolution.weight'
+    """
+    return ".".join(part for part in name.split(".") if part not in ("", "_orig_mod"))
+
+
+def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with the names that it has without `torch.compile`."""
+    return {plain_name(name): value for name, value in state.items()}
+
+
+def uncompiled(module: nn.Module) -> nn.Module:
+    """The module itself where `torch.compile` has wrapped it."""
+    inner: nn.Module = getattr(module, "_orig_mod", module)
+    return inner
+
+
+def backbone_of(module: nn.Module) -> nn.Module:
+    """The network that a LightningModule trains, its attribute `backbone`; without one, the module itself.
+
+    A network that `torch.compile` has wrapped comes out of its wrapping.
+    """
+    backbone = getattr(module, "backbone", None)
+    return uncompiled(backbone if isinstance(backbone, nn.Module) else module)
 
 
 def read_checkpoint_file(path: str | os.PathLike[str], given: str) -> Any:

@@ -11,9 +11,9 @@ from torch import Tensor
 from bnfree.errors import InputError
 from bnfree.lightning_modules.experiments.tickets.arguments import Parser
 from bnfree.lightning_modules.experiments.tickets.pruned_network import PrunedNetwork, read_pruned_network
-from bnfree.lightning_modules.experiments.tickets.tables import fields, table
 from bnfree.lightning_modules.reports.cost_table import short
 from bnfree.lightning_modules.training.checkpoints import differences
+from bnfree.text_tables import fields, table
 from bnfree.tickets import Masks, overlap
 from bnfree.tickets.statistics import MaskOverlap
 

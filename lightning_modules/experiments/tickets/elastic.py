@@ -11,7 +11,6 @@ from bnfree.lightning_modules.experiments.tickets.arguments import Parser, check
 from bnfree.lightning_modules.experiments.tickets.measured_betas import measured_constants, training_images
 from bnfree.lightning_modules.experiments.tickets.networks import ConfiguredNetwork, configured_network
 from bnfree.lightning_modules.experiments.tickets.pruned_network import TicketFile, read_ticket_file
-from bnfree.lightning_modules.experiments.tickets.tables import fields
 from bnfree.lightning_modules.experiments.tickets.targets import (
     COPY,
     add_copy,
@@ -19,6 +18,7 @@ from bnfree.lightning_modules.experiments.tickets.targets import (
     carried,
     parse_with_network,
 )
+from bnfree.text_tables import fields
 from bnfree.tickets import known_betas, mask_statistics, save_ticket, squeeze, stretch
 
 HOW = """\

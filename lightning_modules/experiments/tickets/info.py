@@ -11,8 +11,8 @@ from bnfree.lightning_modules.experiments.tickets.arguments import Parser
 from bnfree.lightning_modules.experiments.tickets.networks import configured_network
 from bnfree.lightning_modules.experiments.tickets.origins import origin_fields
 from bnfree.lightning_modules.experiments.tickets.pruned_network import PrunedNetwork, read_pruned_network
-from bnfree.lightning_modules.experiments.tickets.tables import fields, table
 from bnfree.lightning_modules.reports.cost_table import short
+from bnfree.text_tables import fields, table
 from bnfree.tickets import effective_zeros, mask_statistics, occupancy
 from bnfree.tickets.statistics import LayerDensity
 

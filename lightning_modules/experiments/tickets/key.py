@@ -13,8 +13,8 @@ from bnfree.lightning_modules.experiments.tickets.key_files import (
     write_ticket_key,
 )
 from bnfree.lightning_modules.experiments.tickets.pruned_network import read_ticket_file
-from bnfree.lightning_modules.experiments.tickets.tables import fields
 from bnfree.names import did_you_mean
+from bnfree.text_tables import fields
 from bnfree.tickets import lock, mask_statistics, new_key, save_ticket, unlock
 from bnfree.tickets.keyed import key_digest
 

@@ -11,7 +11,7 @@ from bnfree.lightning_modules.experiments.tickets.arguments import Parser, check
 from bnfree.lightning_modules.experiments.tickets.base_rates import base_rate, warning
 from bnfree.lightning_modules.experiments.tickets.key_files import read_owner_key
 from bnfree.lightning_modules.experiments.tickets.pruned_network import read_ticket_file
-from bnfree.lightning_modules.experiments.tickets.tables import fields
+from bnfree.text_tables import fields
 from bnfree.tickets import Masks, Signature, Verification, mask_statistics, occupancy, save_ticket, verify
 from bnfree.tickets.signing import sign_ticket, signature_of
 

@@ -11,7 +11,6 @@ from bnfree.lightning_modules.experiments.tickets.arguments import Parser, check
 from bnfree.lightning_modules.experiments.tickets.measured_betas import measured_constants, training_images
 from bnfree.lightning_modules.experiments.tickets.networks import configured_network
 from bnfree.lightning_modules.experiments.tickets.pruned_network import read_ticket_file
-from bnfree.lightning_modules.experiments.tickets.tables import fields, table
 from bnfree.lightning_modules.experiments.tickets.targets import (
     COPY,
     add_copy,
@@ -19,6 +18,7 @@ from bnfree.lightning_modules.experiments.tickets.targets import (
     parse_with_network,
 )
 from bnfree.lightning_modules.reports.cost_table import short
+from bnfree.text_tables import fields, table
 from bnfree.tickets import Ticket, save_ticket, take_snapshot, transfer
 
 DESCRIPTION = """\

@@ -13,7 +13,7 @@ from bnfree.lightning_modules.experiments.tickets.pruned_network import (
     read_pruned_network,
     read_ticket_file,
 )
-from bnfree.lightning_modules.experiments.tickets.tables import fields
+from bnfree.text_tables import fields
 from bnfree.tickets import Signature, checksum, commitment, verify
 from bnfree.tickets.keyed import key_digest
 from bnfree.tickets.signing import signature_of

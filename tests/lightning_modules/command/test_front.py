@@ -13,7 +13,10 @@ from bnfree.names import did_you_mean, nearest
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["fitt"], ["--version"], ["--config", "x.yaml"]])
 def test_answers_without_importing_torch(arguments):
-    script = f"import sys\nfrom bnfree.lightning_modules.cli import main\nmain({arguments})\nassert 'torch' not in sys.modules"
+    script = (
+        f"import sys\nfrom bnfree.lightning_modules.cli import main\nmain({arguments})\n"
+        "assert 'torch' not in sys.modules"
+    )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
     assert run.returncode == 0, run.stderr
     assert "Traceback" not in run.stderr

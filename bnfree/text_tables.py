@@ -1,4 +1,4 @@
-"""Tables of layers as text."""
+"""Tables as text, for a terminal."""
 
 from __future__ import annotations
 

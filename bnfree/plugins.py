@@ -1,0 +1,145 @@
+"""One lookup for every kind of plugin: a built-in name, a name that an installed package adds, or a dotted path.
+
+    estimator: approx                     # built in
+    estimator: my_estimators.Triangle     # a class of the user's own, from the working directory or installed
+    estimator: triangle                   # an entry point `sign_estimator.triangle` in the group `bnfree.plugins`
+
+The same everywhere: in YAML, on the command line and in Python, where the class or function itself will do, too.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from functools import cache
+from importlib.metadata import entry_points
+from types import ModuleType
+from typing import Any
+
+from bnfree.errors import InputError
+from bnfree.import_names import search_working_directory
+from bnfree.names import did_you_mean
+
+ENTRY_POINTS = "bnfree.plugins"
+"""Group of entry points; the name of one is `<kind>.<name>`."""
+
+# A built-in plugin is one line here: what it is called, and where it is. Nothing is imported before it is wanted.
+BUILT_IN: dict[str, dict[str, str]] = {
+    "sign_estimator": {
+        "approx": "bnfree.binarize.PiecewiseQuadratic",
+        "ste": "bnfree.binarize.ClippedIdentity",
+        "sigmoid": "bnfree.binarize.SigmoidDerivative",
+    },
+}
+
+_registered: dict[str, dict[str, Any]] = {}
+
+
+def register(kind: str, name: str, plugin: Any) -> None:
+    """Adds a name for this process; a package that is installed adds its names by entry points instead.
+
+    Args:
+        kind: such as `sign_estimator`.
+        name: what `resolve` finds it by; it wins over a built-in one.
+        plugin: the class or function.
+    """
+    _registered.setdefault(kind, {})[name] = plugin
+
+
+def names(kind: str) -> list[str]:
+    """All names of a kind, built in, registered or added by installed packages; sorted."""
+    return sorted({*BUILT_IN.get(kind, {}), *_registered.get(kind, {}), *_installed(kind)})
+
+
+def resolve(kind: str, plugin: Any, argument: str | None = None) -> Any:
+    """The class or function that a name stands for.
+
+    Args:
+        kind: such as `sign_estimator`.
+        plugin: a name, a dotted path `package.module.Class`, or the class or function itself, which is returned.
+        argument: what the user calls it, for messages; None: the kind.
+
+    Raises:
+        InputError: no plugin of that name, or a path that leads nowhere; it names the nearest one that does.
+
+    Example:
+        >>> from bnfree.plugins import resolve
+        >>> resolve("sign_estimator", "ste").__name__
+        'ClippedIdentity'
+    """
+    if not isinstance(plugin, str):
+        return plugin
+    argument = argument or kind
+    if plugin in _registered.get(kind, {}):
+        return _registered[kind][plugin]
+    if plugin in BUILT_IN.get(kind, {}):
+        return imported(BUILT_IN[kind][plugin], argument)
+    if plugin in _installed(kind):
+        try:
+            return _installed(kind)[plugin].load()
+        except Exception as error:
+            raise InputError(f"{argument}={plugin!r} of an installed package cannot be imported ({error}).") from error
+    if "." in plugin:
+        return imported(plugin, argument)
+    known = names(kind)
+    remedy = did_you_mean(plugin, known) or f"choose from {', '.join(known)}, or give a dotted path to a class."
+    raise InputError(f"{argument}={plugin!r} is not known; {remedy}")
+
+
+def imported(path: str, argument: str) -> Any:
+    """What a dotted path leads to; the working directory is looked at, too.
+
+    Args:
+        path: `package.module.Class`.
+        argument: what the user calls it, for messages.
+
+    Raises:
+        InputError: a module that cannot be imported, or one without such a name.
+    """
+    search_working_directory()
+    module_name, _, name = path.rpartition(".")
+    module = _import(module_name, f"{argument}={path!r}")
+    if not hasattr(module, name):
+        remedy = did_you_mean(name, [n for n in dir(module) if not n.startswith("_")])
+        raise InputError(f"{argument}={path!r} is not there: {module_name!r} has no {name!r}" + _end(remedy))
+    return getattr(module, name)
+
+
+def name_of(kind: str, plugin: Any) -> str:
+    """What to write into a config or a file so that `resolve` finds a plugin again: its name, or its dotted path.
+
+    Args:
+        kind: such as `sign_estimator`.
+        plugin: a class or function.
+    """
+    path = f"{plugin.__module__}.{plugin.__qualname__}"
+    known = {**BUILT_IN.get(kind, {}), **{n: p.value.replace(":", ".") for n, p in _installed(kind).items()}}
+    registered = (name for name, known_plugin in _registered.get(kind, {}).items() if known_plugin is plugin)
+    return next((name for name, other in known.items() if other == path), None) or next(registered, path)
+
+
+def _import(name: str, given: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
+            raise InputError(f"{given} cannot be imported: {name!r} needs {error.name!r}, which is missing.") from error
+        raise InputError(f"{given} cannot be imported: there is no module {error.name!r}.") from error
+    except Exception as error:
+        where = _line_of(error, name)
+        raise InputError(f"{given} cannot be imported: {type(error).__name__} in {where}: {error}") from error
+
+
+def _line_of(error: BaseException, name: str) -> str:
+    frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
+    return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else name
+
+
+def _end(remedy: str) -> str:
+    return f"; {remedy}" if remedy else "."
+
+
+@cache
+def _installed(kind: str) -> dict[str, Any]:
+    found = entry_points(group=ENTRY_POINTS)
+    return {point.name.removeprefix(f"{kind}."): point for point in found if point.name.startswith(f"{kind}.")}
