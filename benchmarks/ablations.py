@@ -9,13 +9,14 @@ started again; several copies may run side by side. `--table` only prints what h
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import shlex
 import statistics
 import subprocess
 import sys
 from pathlib import Path
+
+from metrics_file import last_percent
 
 ROOT = Path(__file__).parents[1]
 BUDGET = (
@@ -107,12 +108,7 @@ def directory(factor: str, name: str, seed: int, output: Path) -> Path:
 
 def accuracy(run_directory: Path) -> float | None:
     """Validation accuracy (percent) after the last epoch; None if the run has not finished."""
-    path = run_directory / "metrics.csv"
-    if not path.is_file():
-        return None
-    with path.open() as file:
-        values = [row["val/acc"] for row in csv.DictReader(file) if row.get("val/acc")]
-    return 100 * float(values[-1]) if values else None
+    return last_percent(run_directory, "val/acc")
 
 
 def run(factor: str, name: str, seed: int, options: argparse.Namespace) -> None:

@@ -13,14 +13,15 @@ runs are not repeated.
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from metrics_file import last_percent
 from plain_reactnet import networks
 from saved_bytes import per_image
 from torch import Tensor, nn
@@ -29,17 +30,18 @@ from training_step import Step
 
 from bnfree.errors import InputError
 from bnfree.lean import kernels
-from bnfree.lean.fast import FAST_MODES, check_fast_modes
+from bnfree.lean.fast import FAST_MODES, check_available
 
 ROOT = Path(__file__).parents[1]
 
 
-def offered() -> list[str]:
-    """The modes that work here."""
+def offered(among: Sequence[str] = FAST_MODES) -> list[str]:
+    """Those modes that work here."""
     modes = []
-    for mode in FAST_MODES:
+    for mode in among:
         try:
-            modes += check_fast_modes(mode)
+            check_available([mode])
+            modes.append(mode)
         except InputError as error:
             print(error)
     return modes
@@ -97,16 +99,6 @@ def saved(modes: list[str]) -> None:
         print(f"  {' + '.join(['lean', *case]):55} {kept:.3f}   {baseline / kept:.1f}x fewer")
 
 
-def tested(folder: Path) -> float | None:
-    """Test accuracy (percent) of a run; None if it has not come so far."""
-    path = folder / "metrics.csv"
-    if not path.is_file():
-        return None
-    with path.open() as file:
-        values = [row["test/acc"] for row in csv.DictReader(file) if row.get("test/acc")]
-    return 100 * float(values[-1]) if values else None
-
-
 def accuracy(modes: list[str], data_dir: str, output: Path, seeds: list[int]) -> None:
     command = [sys.executable, "-m", "bnfree", "fit"]
     command += ["--config", str(ROOT / "configs/cifar10_small.yaml"), f"--data.data_dir={data_dir}"]
@@ -115,11 +107,11 @@ def accuracy(modes: list[str], data_dir: str, output: Path, seeds: list[int]) ->
     for seed in seeds:
         for name, case in {"exact": [], "all fast modes": modes}.items():
             folder = output / f"{name.replace(' ', '_')}-seed{seed}"
-            if tested(folder) is None:
+            if last_percent(folder, "test/acc") is None:
                 options = [f"--run_dir={folder}", f"--seed_everything={seed}", f"--data.seed={seed}"]
                 options += [f"--model.backbone.fast=[{','.join(case)}]"]
                 subprocess.run([*command, *options], env=environment, check=True)
-            found = tested(folder)
+            found = last_percent(folder, "test/acc")
             assert found is not None
             reached.setdefault(name, []).append(found)
     for name, values in reached.items():
