@@ -19,6 +19,8 @@ from bnfree.callbacks.ticket_evidence import loss_gradients
 from bnfree.convolution import BinaryConv2d
 from bnfree.diagnostics.signs import convolutions
 from bnfree.errors import InputError
+from bnfree.files import whole_file
+from bnfree.state_dicts import backbone_of
 from bnfree.tickets import (
     FlipCounts,
     RewindPoint,
@@ -100,7 +102,7 @@ class LotteryTicket(Callback):
             return
         refuse_sharded_parameters(trainer, "LotteryTicket")
         self._forget()
-        network = _network(pl_module)
+        network = backbone_of(pl_module)
         if self.ticket is None:
             self._layers = prunable_layers(network, self.include, self.exclude)
             return
@@ -120,7 +122,7 @@ class LotteryTicket(Callback):
                 )
             if callback._average_model is not None:
                 # A copy of the dense network, whose list of buffers must be that of the masked one.
-                apply(_network(callback._average_model.module), ticket.masks)
+                apply(backbone_of(callback._average_model.module), ticket.masks)
 
     def _start_from(self, ticket: Ticket, network: nn.Module, pl_module: LightningModule) -> None:
         module: Any = pl_module
@@ -155,18 +157,18 @@ class LotteryTicket(Callback):
             total = trainer.estimated_stepping_batches
             self._flips_from = 0 if total == float("inf") else int(total) // 2
         if self.ticket is not None:
-            zero_pruned(_network(pl_module))
+            zero_pruned(backbone_of(pl_module))
             for optimizer in trainer.optimizers:
-                zero_pruned(_network(pl_module), optimizer)
+                zero_pruned(backbone_of(pl_module), optimizer)
             for callback in _averages(trainer):
                 if callback._average_model is not None:
-                    zero_pruned(_network(callback._average_model.module))
+                    zero_pruned(backbone_of(callback._average_model.module))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Writes the rewind point before its step, and begins to count flips in the middle of training."""
         first_batch, self._step = trainer.global_step != self._step, trainer.global_step
         if first_batch and self._step == self._rewind_step:
-            write_rewind_point(trainer, pl_module, _network(pl_module), self._directory / REWIND)
+            write_rewind_point(trainer, pl_module, backbone_of(pl_module), self._directory / REWIND)
         if first_batch and self._step == self._flips_from and self._flips is not None:
             self._flips.reset()
 
@@ -178,13 +180,13 @@ class LotteryTicket(Callback):
             return
         if self.ticket is not None:
             for optimizer in trainer.optimizers:
-                zero_pruned(_network(pl_module), optimizer)
+                zero_pruned(backbone_of(pl_module), optimizer)
         if self._flips is not None and self._step >= self._flips_from:
             self._flips.observe()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the density that the convolutions see."""
-        density = effective_density(_network(pl_module), self._layers)
+        density = effective_density(backbone_of(pl_module), self._layers)
         pl_module.log("ticket/density", density, on_step=False, on_epoch=True, sync_dist=True)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -194,12 +196,10 @@ class LotteryTicket(Callback):
         if self._since is None:
             for callback in _averages(trainer):
                 callback.on_train_end(trainer, pl_module)
-        gradients = loss_gradients(trainer, pl_module, _network(pl_module), self._layers)
+        gradients = loss_gradients(trainer, pl_module, backbone_of(pl_module), self._layers)
         if trainer.is_global_zero:
-            unfinished = self._directory / f".{GRADIENTS}.unfinished"
-            unfinished.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(gradients, unfinished)
-            unfinished.replace(self._directory / GRADIENTS)
+            with whole_file(self._directory / GRADIENTS) as unfinished:
+                torch.save(gradients, unfinished)
         trainer.strategy.barrier("gradients.pt")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -225,10 +225,6 @@ class LotteryTicket(Callback):
             )
         self._seconds = state_dict["seconds"]
         self._restored_flips = state_dict.get("flips")
-
-
-def _network(pl_module: nn.Module) -> nn.Module:
-    return getattr(pl_module, "backbone", pl_module)
 
 
 def _averages(trainer: Trainer) -> list[Any]:

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
+from bnfree.files import whole_file
 from bnfree.tickets import take_snapshot
 
 FORMAT, VERSION = "bnfree rewind point", 1
@@ -47,10 +48,8 @@ def write_rewind_point(trainer: Trainer, pl_module: LightningModule, network: nn
             whole.unlink()
             _before_the_batch(content["checkpoint"], trainer)
     if trainer.is_global_zero:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.unfinished")
-        torch.save(content, unfinished)
-        unfinished.replace(path)
+        with whole_file(path) as unfinished:
+            torch.save(content, unfinished)
 
 
 def _before_the_batch(checkpoint: dict[str, Any], trainer: Trainer) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from lightning.pytorch import Trainer
 
+from bnfree.files import whole_file
+
 
 def run_directory(trainer: Trainer) -> Path:
     """Directory of the run, the same on every process; must be called on all of them."""
@@ -15,20 +17,17 @@ def run_directory(trainer: Trainer) -> Path:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Writes a CSV file beside `path` and renames it, so that a reader sees the old file or the new one.
+    """Writes a CSV file; a reader sees the old file or the new one.
 
     Args:
         path: the file; its directory is created.
         header: names of the columns.
         rows: one sequence of values for each row; None becomes an empty field.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    with unfinished.open("w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
-    unfinished.replace(path)
 
 
 def read_csv(path: Path, header: Sequence[str]) -> list[list[str]]:

@@ -23,6 +23,7 @@ from torch import Tensor
 from bnfree.datamodules.decoding import decode_image, decode_jpeg_bytes
 from bnfree.datamodules.image_files import resize_shorter_side
 from bnfree.errors import InputError
+from bnfree.files import whole_file
 
 try:
     import fcntl
@@ -140,7 +141,6 @@ class ImageStore:
         rank_zero_info(f"Making {self._path('data')} of {len(paths):,} images.")
         # Gone first, so that it never describes another file.
         self._path("index.npz").unlink(missing_ok=True)
-        unfinished = self._path("unfinished")
         encode: Callable[[Tensor], bytes] = _encode_jpeg if self.kind == "jpeg256" else _pixels
         offsets, shapes, originals = [0], [], []
 
@@ -149,38 +149,28 @@ class ImageStore:
             image = resize_shorter_side(original, self.shorter_side, enlarge=False)
             return encode(image), image.shape[1:], original.shape[1:]
 
-        try:
-            with (
-                unfinished.open("wb") as file,
-                ThreadPoolExecutor(os.cpu_count()) as pool,
-                # Shown on a terminal only.
-                tqdm(total=len(paths), desc=f"cache {self._stem}", unit="images", leave=False, disable=None) as bar,
-            ):
-                for first in range(0, len(paths), CHUNK):
-                    for content, shape, original in pool.map(convert, paths[first : first + CHUNK]):
-                        file.write(content)
-                        offsets.append(offsets[-1] + len(content))
-                        shapes.append(shape)
-                        originals.append(original)
-                    bar.update(len(shapes) - first)
-                    if first == 0:
-                        self._check_space(offsets[-1] / len(shapes) * len(paths))
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException:
-            unfinished.unlink(missing_ok=True)
-            raise
-        unfinished.replace(self._path("data"))
-        index = self._path("index.unfinished.npz")
+        with (
+            whole_file(self._path("data")) as unfinished,
+            unfinished.open("wb") as file,
+            ThreadPoolExecutor(os.cpu_count()) as pool,
+            # Shown on a terminal only.
+            tqdm(total=len(paths), desc=f"cache {self._stem}", unit="images", leave=False, disable=None) as bar,
+        ):
+            for first in range(0, len(paths), CHUNK):
+                for content, shape, original in pool.map(convert, paths[first : first + CHUNK]):
+                    file.write(content)
+                    offsets.append(offsets[-1] + len(content))
+                    shapes.append(shape)
+                    originals.append(original)
+                bar.update(len(shapes) - first)
+                if first == 0:
+                    self._check_space(offsets[-1] / len(shapes) * len(paths))
+            file.flush()
+            os.fsync(file.fileno())
         description = json.dumps({"signature": signature, "bytes": offsets[-1]})
-        np.savez(
-            index,
-            offsets=np.array(offsets),
-            shapes=np.array(shapes),
-            originals=np.array(originals),
-            description=np.array(description),
-        )
-        index.replace(self._path("index.npz"))
+        arrays = {"offsets": offsets, "shapes": shapes, "originals": originals, "description": description}
+        with whole_file(self._path("index.npz")) as unfinished, unfinished.open("wb") as file:
+            np.savez(file, **{name: np.array(value) for name, value in arrays.items()})  # type: ignore[arg-type]
         rank_zero_info(f"Made it in {time.monotonic() - start:.0f} s: {offsets[-1] / 2**20:,.1f} MiB.")
 
     def _check_space(self, needed: float) -> None:

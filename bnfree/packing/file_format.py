@@ -26,7 +26,6 @@ that a network needs is bounded by a multiple of its file. The checksum finds da
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -40,6 +39,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from bnfree.errors import InputError
+from bnfree.files import whole_file
 from bnfree.packing.file_layout import Masks, expected_tensors, restore, store
 from bnfree.packing.info import NetworkInfo
 from bnfree.packing.layers import PackedLayers
@@ -54,7 +54,7 @@ DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.int8: "I8", torch.ui
 
 
 def write(layers: PackedLayers, info: NetworkInfo, path: str | os.PathLike[str], masks: Masks = "planes") -> None:
-    """Writes a network beside `path` and renames it, so that the file is there as a whole or not at all.
+    """Writes a packed network; the file is there as a whole or not at all.
 
     The same network gives the same bytes.
 
@@ -75,17 +75,15 @@ def write(layers: PackedLayers, info: NetworkInfo, path: str | os.PathLike[str],
             f"the file would have {len(content)} bytes (at most {LARGEST_FILE}) and a header above {LARGEST_HEADER} "
             "bytes; shorten class_names and source_run."
         )
-    place = Path(path)
-    unfinished = place.with_name(f".{place.name}.unfinished")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(place)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
-        raise InputError(
-            f"path={str(path)!r} cannot be written ({error.strerror}); give a file in a folder."
-        ) from error
+    reason = "no such folder"
+    if Path(path).parent.is_dir():
+        try:
+            with whole_file(path) as unfinished:
+                unfinished.write_bytes(content)
+            return
+        except OSError as error:
+            reason = str(error.strerror)
+    raise InputError(f"path={str(path)!r} cannot be written ({reason}); give a file in a folder.")
 
 
 def read(path: str | os.PathLike[str]) -> tuple[PackedLayers, NetworkInfo]:

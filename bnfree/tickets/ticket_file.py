@@ -21,14 +21,14 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bnfree.errors import InputError
-from bnfree.state_dicts import read_checkpoint_file
+from bnfree.files import whole_file
+from bnfree.state_dicts import plain_name, read_checkpoint_file
 from bnfree.tickets.masks import Masks, checksum
 from bnfree.tickets.rewinding import Snapshot, take_snapshot
 
@@ -65,7 +65,7 @@ class Ticket:
         """A ticket of a pruned network; `found` are the fields other than `state_dict`."""
         state = take_snapshot(network)
         masks = {
-            ".".join(part for part in name.split(".") if part != "_orig_mod"): value.detach().to("cpu", copy=True)
+            plain_name(name): value.detach().to("cpu", copy=True)
             for name, value in network.state_dict().items()
             if name.endswith(".mask")
         }
@@ -107,14 +107,8 @@ def save_ticket(ticket: Ticket, path: str | os.PathLike[str]) -> None:
         "checksums": {"masks": ticket.checksum, "content": _content_checksum(ticket)},
         **{key: ticket.config[key] for key in CONFIG_KEYS if key in ticket.config},
     }
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    try:
+    with whole_file(path) as unfinished:
         torch.save(content, unfinished)
-        unfinished.replace(target)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def load_ticket(path: str | os.PathLike[str]) -> Ticket:
