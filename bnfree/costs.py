@@ -38,6 +38,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnfree.errors import InputError
 from bnfree.layer_calls import LayerCall, find_layers, record_calls
+from bnfree.state_dicts import uncompiled
 
 CONSTANT_BITS = 32
 OTHERS = "other parameters"
@@ -160,7 +161,7 @@ def count_ops(model: nn.Module, image_shape: Sequence[int], real_bits: int = 16)
     if len(shape) != 3 or not all(isinstance(size, int) and size > 0 for size in shape):
         raise InputError(f"image_shape={image_shape!r} must be three positive integers (C, H, W), such as (3, 32, 32).")
     # torch.compile wraps the network; counting runs it once, which is not worth compiling for.
-    model = getattr(model, "_orig_mod", model)
+    model = uncompiled(model)
     layers = find_layers(model)
     calls = record_calls(model, layers, (shape[0], shape[1], shape[2]))
     owned: dict[str, int] = dict.fromkeys(layers, 0)

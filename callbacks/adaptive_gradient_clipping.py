@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from bnfree.callbacks.strategies import refuse_sharded_parameters
 from bnfree.clipping import clip_units_, clipped_fraction
 from bnfree.errors import InputError
+from bnfree.state_dicts import backbone_of, plain_name
 
 
 class AdaptiveGradientClipping(Callback):
@@ -111,7 +112,7 @@ def find_excluded(pl_module: nn.Module, names: list[str] | None) -> list[tuple[n
         InputError: no classifier to exclude by default, or an unknown name.
     """
     if names is None:
-        for holder in (getattr(pl_module, "backbone", None), pl_module):
+        for holder in (backbone_of(pl_module), pl_module):
             classifier = getattr(holder, "classifier", None)
             if isinstance(classifier, nn.Module):
                 return [(classifier, None)]
@@ -121,23 +122,19 @@ def find_excluded(pl_module: nn.Module, names: list[str] | None) -> list[tuple[n
         )
     known: dict[str, tuple[nn.Module, str | None]] = {}
     for path, module in pl_module.named_modules(remove_duplicate=False):
-        known.setdefault(_strip(path), (module, None))
+        known.setdefault(plain_name(path), (module, None))
         for leaf, _ in module.named_parameters(recurse=False, remove_duplicate=False):
-            known.setdefault(_strip(f"{path}.{leaf}"), (module, leaf))
+            known.setdefault(plain_name(f"{path}.{leaf}"), (module, leaf))
     known.pop("", None)
     for name in names:
-        if _strip(name) not in known:
+        if plain_name(name) not in known:
             inside = [path for path in known if path.endswith(f".{name}")]
             nearest = (inside or get_close_matches(name, known, n=1, cutoff=0) or ["an empty list"])[0]
             raise InputError(
                 f"exclude={name!r} names no module or parameter of {type(pl_module).__name__}; the nearest is "
                 f"{nearest!r}."
             )
-    return [known[_strip(name)] for name in names]
-
-
-def _strip(path: str) -> str:
-    return ".".join(part for part in path.split(".") if part not in ("", "_orig_mod"))
+    return [known[plain_name(name)] for name in names]
 
 
 def _parameters(owner: nn.Module, leaf: str | None) -> list[Any]:

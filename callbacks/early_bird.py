@@ -8,13 +8,13 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch import nn
 
 from bnfree.callbacks.run_files import run_directory
 from bnfree.callbacks.strategies import refuse_sharded_parameters
 from bnfree.callbacks.ticket_config import remembered_config
 from bnfree.convolution import BinaryConv2d
 from bnfree.errors import InputError
+from bnfree.state_dicts import backbone_of
 from bnfree.tickets import (
     Masks,
     RewindPoint,
@@ -116,7 +116,7 @@ class EarlyBird(Callback):
         refuse_sharded_parameters(trainer, "EarlyBird")
         self.history = MaskHistory(self.history.window, self.history.tolerance)
         self._start, self._epochs = None, 0
-        self._layers = prunable_layers(_network(pl_module), self.include, self.exclude)
+        self._layers = prunable_layers(backbone_of(pl_module), self.include, self.exclude)
         least = least_density(self._layers, self.scope, self.min_per_filter, self.min_layer_density)
         if self.density < least:
             raise InputError(
@@ -141,7 +141,7 @@ class EarlyBird(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Keeps the weights of the rewind point."""
         if self._point is not None and self._start is None and trainer.global_step == self._start_step:
-            self._start = take_snapshot(_network(pl_module))
+            self._start = take_snapshot(backbone_of(pl_module))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes in the mask of the epoch; stops and writes the ticket once it has settled."""
@@ -203,7 +203,7 @@ class EarlyBird(Callback):
         packed: dict[str, dict[str, Any]] = {}
         if trainer.is_global_zero:
             masks = prune(
-                _network(pl_module), self.density, score=self.score, scope=self.scope, layers=self._layers,
+                backbone_of(pl_module), self.density, score=self.score, scope=self.scope, layers=self._layers,
                 min_per_filter=self.min_per_filter, min_layer_density=self.min_layer_density,
             )  # fmt: skip
             packed = pack_masks(masks)
@@ -211,7 +211,7 @@ class EarlyBird(Callback):
 
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
         directory, masks = self._directory or Path(trainer.default_root_dir), self.history.newest
-        state = take_snapshot(_network(pl_module))
+        state = take_snapshot(backbone_of(pl_module))
         ticket = Ticket(
             state_dict={**state, **{f"{name}.mask": mask for name, mask in masks.items()}},
             rewind=self._start,
@@ -230,8 +230,3 @@ class EarlyBird(Callback):
             config=remembered_config(trainer, pl_module),
         )
         save_ticket(ticket, directory / self.filename)
-
-
-def _network(pl_module: LightningModule) -> nn.Module:
-    network: nn.Module = getattr(pl_module, "backbone", pl_module)
-    return network

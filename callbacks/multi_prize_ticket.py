@@ -9,12 +9,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch import nn
 
 from bnfree.callbacks.run_files import run_directory
 from bnfree.callbacks.strategies import refuse_sharded_parameters
 from bnfree.callbacks.ticket_config import remembered_config
 from bnfree.errors import InputError
+from bnfree.state_dicts import backbone_of
 from bnfree.tickets import Ticket, effective_zeros, prunable_layers, ramped_density, save_ticket
 from bnfree.tickets.learned_masks import MultiPrizeScope, check_learned_density
 from bnfree.tickets.multi_prize import LEARNED, Learned, MultiPrize
@@ -104,7 +104,7 @@ class MultiPrizeTicket(Callback):
                 f"{averages[0]} averages weights over steps, and those of a MultiPrizeTicket never change while its "
                 "masks cannot be averaged; remove one of the two callbacks."
             )
-        network = _network(pl_module)
+        network = backbone_of(pl_module)
         layers = prunable_layers(network, self.include, self.exclude)
         check_learned_density({n: layer.weight.shape for n, layer in layers.items()}, self.density, self.scope)
         seed = torch.initial_seed() if self.seed is None else self.seed
@@ -142,7 +142,7 @@ class MultiPrizeTicket(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the density of the weights that the convolutions use."""
-        layers, zeros = self._scores().layers, effective_zeros(_network(pl_module))
+        layers, zeros = self._scores().layers, effective_zeros(backbone_of(pl_module))
         weights = sum(layer.weight.numel() for layer in layers.values())
         density = 1 - sum(zeros[name] for name in layers) / weights
         pl_module.log("ticket/density", density, on_step=False, on_epoch=True, sync_dist=True)
@@ -153,7 +153,7 @@ class MultiPrizeTicket(Callback):
             return
         directory = self._directory or Path(trainer.default_root_dir)
         ticket = Ticket.of(
-            _network(pl_module),
+            backbone_of(pl_module),
             score="multi_prize",
             scope=self.scope,
             density=self.density,
@@ -203,8 +203,3 @@ class MultiPrizeTicket(Callback):
         if self._prize is None:
             raise RuntimeError("MultiPrizeTicket has not been set up for a fit.")
         return self._prize
-
-
-def _network(pl_module: LightningModule) -> nn.Module:
-    network: nn.Module = getattr(pl_module, "backbone", pl_module)
-    return network

@@ -14,6 +14,7 @@ from bnfree.callbacks.strategies import refuse_sharded_parameters
 from bnfree.diagnostics.figures import plot_signals, render
 from bnfree.diagnostics.signals import UnitSignal, measure_signals
 from bnfree.errors import InputError
+from bnfree.state_dicts import backbone_of
 
 HEADER = (
     "epoch",
@@ -90,7 +91,7 @@ class SignalPropagation(Callback):
             return
         self._last_epoch = epoch
         images = _images(batch)[: self.max_images]
-        signals = measure_signals(getattr(pl_module, "backbone", pl_module), images)
+        signals = measure_signals(backbone_of(pl_module), images)
         write_csv(self._path(trainer), HEADER, merge(read_csv(self._path(trainer), HEADER), epoch, signals))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

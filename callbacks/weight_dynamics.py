@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 
 from bnfree.callbacks.run_files import read_csv, run_directory, write_csv
 from bnfree.callbacks.strategies import refuse_sharded_parameters
@@ -20,6 +20,7 @@ from bnfree.diagnostics.signs import (
     weight_signs,
 )
 from bnfree.errors import InputError
+from bnfree.state_dicts import backbone_of
 
 HEADER = ("epoch", "layer", "weights", "flipped", "gain")
 
@@ -61,7 +62,7 @@ class WeightDynamics(Callback):
             return
         refuse_sharded_parameters(trainer, "WeightDynamics")
         self._before = {}
-        network: nn.Module = getattr(pl_module, "backbone", pl_module)
+        network = backbone_of(pl_module)
         self._layers, self._followed = convolutions(network), binary_layers(network)
         if not self._layers:
             raise InputError(

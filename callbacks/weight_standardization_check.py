@@ -12,6 +12,7 @@ from bnfree.callbacks.strategies import refuse_sharded_parameters
 from bnfree.convolution import BinaryConv2d
 from bnfree.diagnostics.weights import WeightStatistics, standardized_layers, weight_statistics
 from bnfree.errors import InputError
+from bnfree.state_dicts import backbone_of
 
 
 class WeightStandardizationCheck(Callback):
@@ -63,7 +64,7 @@ class WeightStandardizationCheck(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Checks the weights that training starts from."""
         # Remembered, so that a layer whose standardisation is switched off later is still looked at.
-        self._layers = standardized_layers(getattr(pl_module, "backbone", pl_module))
+        self._layers = standardized_layers(backbone_of(pl_module))
         if not self._layers:
             rank_zero_info("WeightStandardizationCheck has nothing to check: the network has no standardised layer.")
         self._check(trainer)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bnfree.backbones.residual import ResidualUnit
 from bnfree.errors import InputError
+from bnfree.state_dicts import uncompiled
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def measure_signals(network: nn.Module, images: Tensor) -> list[UnitSignal]:
     Raises:
         InputError: a network without residual units, or images of another form.
     """
-    network = getattr(network, "_orig_mod", network)
+    network = uncompiled(network)
     units = {name: module for name, module in network.named_modules() if isinstance(module, ResidualUnit)}
     if not units:
         raise InputError(f"network={type(network).__name__} has no ResidualUnit, so there is no signal to measure.")

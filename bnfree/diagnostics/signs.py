@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from bnfree.backbones.residual import ResidualUnit
 from bnfree.convolution import BinaryConv2d
+from bnfree.state_dicts import plain_name
 
 # Four signs of two bits each go into a byte.
 SHIFTS = (0, 2, 4, 6)
@@ -26,8 +27,7 @@ def binary_layers(network: nn.Module) -> dict[str, BinaryConv2d]:
 
 def convolutions(network: nn.Module) -> dict[str, BinaryConv2d]:
     """Every `BinaryConv2d` of a network by name, without the `_orig_mod.` that torch.compile adds."""
-    named = ((name, module) for name, module in network.named_modules() if isinstance(module, BinaryConv2d))
-    return {".".join(part for part in name.split(".") if part != "_orig_mod"): module for name, module in named}
+    return {plain_name(name): module for name, module in network.named_modules() if isinstance(module, BinaryConv2d)}
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bnfree.binarize import RSign
 from bnfree.errors import InputError
 from bnfree.packing.packed_network import PackedNetwork
+from bnfree.state_dicts import uncompiled
 
 # Largest difference of logits, relative to the largest logit of an image, that is rounding.
 ROUNDING = 1e-3
@@ -68,7 +69,7 @@ def observe(network: nn.Module, images: Tensor, tolerance: float = 1e-6) -> Obse
         tolerance: see `compare`.
     """
     # A compiled network may have been traced without the hooks that follow.
-    network = getattr(network, "_orig_mod", network)
+    network = uncompiled(network)
     near = torch.zeros(images.shape[0], dtype=torch.int64)
 
     def count(layer: RSign, inputs: tuple[Any, ...]) -> None:

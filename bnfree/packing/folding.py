@@ -26,6 +26,7 @@ from bnfree.packing.bits import TernaryWeight
 from bnfree.packing.layers import PackedClassifier, PackedLayers, PackedStem, PackedUnit, tensors_of
 from bnfree.packing.real_weights import RealPrecision, RealWeight
 from bnfree.packing.thresholds import find_thresholds
+from bnfree.state_dicts import uncompiled
 
 
 @torch.no_grad()
@@ -46,8 +47,7 @@ def fold(
         InputError: another kind of network, real weights where they should be binary (step 1), or constants that are
             not finite.
     """
-    # torch.compile wraps the network.
-    model = _check_kind(getattr(model, "_orig_mod", model))
+    model = _check_kind(uncompiled(model))
     units = _units_of(model)
     _check_finite(model.state_dict().items())
     for name, unit in units.items():

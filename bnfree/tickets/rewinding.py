@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bnfree.convolution import BinaryConv2d, standardize_weight
 from bnfree.diagnostics.signs import convolutions
 from bnfree.errors import InputError
+from bnfree.state_dicts import plain_names
 from bnfree.tickets.masks import apply, check_masks
 
 Snapshot = dict[str, Tensor]
@@ -152,9 +153,5 @@ def weights_checksum(weights: Mapping[str, Tensor]) -> str:
 def _state(network: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name, the tensors themselves, without masks and the names that torch.compile adds."""
     masks = {f"{name}.mask" for name in convolutions(network)}
-    state = {
-        ".".join(part for part in name.split(".") if part != "_orig_mod"): value
-        for name, value in network.state_dict().items()
-        if isinstance(value, Tensor)
-    }
+    state = plain_names({name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)})
     return {name: value for name, value in state.items() if name not in masks}
