@@ -12,21 +12,35 @@ if TYPE_CHECKING:
     from bnfree.lightning_modules.modules.image_classifier import ImageClassifier
     from bnfree.lightning_modules.modules.teacher import Teacher
     from bnfree.lightning_modules.modules.torchvision_network import TorchvisionNetwork
+    from bnfree.lightning_modules.training.fit import FitResult, fit
+    from bnfree.lightning_modules.training.settings import FitSettings
 
 one_module(__name__)
 
-_MODULES = {
+PUBLIC = {
     "DistilledClassifier": "modules.distilled_classifier",
+    "FitResult": "training.fit",
+    "FitSettings": "training.settings",
     "ImageClassifier": "modules.image_classifier",
     "Teacher": "modules.teacher",
     "TorchvisionNetwork": "modules.torchvision_network",
+    "fit": "training.fit",
 }
+"""Where each public name is."""
 
-__all__ = ["DistilledClassifier", "ImageClassifier", "Teacher", "TorchvisionNetwork"]
+__all__ = [
+    "DistilledClassifier",
+    "FitResult",
+    "FitSettings",
+    "ImageClassifier",
+    "Teacher",
+    "TorchvisionNetwork",
+    "fit",
+]
 
 
 def __getattr__(name: str) -> Any:
     # Imported on first use: `bnfree --help` must not wait for torch and Lightning.
-    if name in _MODULES:
-        return getattr(importlib.import_module(f"bnfree.lightning_modules.{_MODULES[name]}"), name)
+    if name in PUBLIC:
+        return getattr(importlib.import_module(f"bnfree.lightning_modules.{PUBLIC[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

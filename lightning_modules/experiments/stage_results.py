@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from bnfree.errors import InputError
-from bnfree.lightning_modules.training.fit import TrainingCLI
+from bnfree.lightning_modules.training.command_line import TrainingCLI
 from bnfree.lightning_modules.training.run_directory import METRICS, is_child
 
 FINISHED = "finished.yaml"

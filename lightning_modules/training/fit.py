@@ -1,254 +1,92 @@
-"""`bnfree fit`, `validate`, `test` and `predict`: LightningCLI with run directories.
-
-Importing this module makes the project's backbones, data modules and callbacks known by their short names.
-"""
+"""One training, from settings to its result: `fit`."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+import os
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import yaml
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
 
-import bnfree.backbones
-import bnfree.callbacks
-import bnfree.datamodules
-import bnfree.lightning_modules
-from bnfree.errors import InputError
-from bnfree.lightning_modules.training import run_directory
-from bnfree.lightning_modules.training.changed_settings import changed_settings
-from bnfree.lightning_modules.training.checkpoint_io import AtomicCheckpointIO
-from bnfree.lightning_modules.training.checkpoints import (
-    check_resumable,
-    differences,
-    read_checkpoint,
-    remembered_config,
-)
-from bnfree.lightning_modules.training.config.arguments import complete_arguments, is_local, values_of
-from bnfree.lightning_modules.training.config.explanations import (
-    explain,
-    explain_runtime_error,
-    explain_trainer_error,
-    first_cause,
-)
-from bnfree.lightning_modules.training.config.parser import ALWAYS_ON, CommandParser, ParseFailure, add_arguments
-from bnfree.lightning_modules.training.defaults import default_callbacks, default_loggers
-from bnfree.lightning_modules.training.messages import say, say_where_things_are
-from bnfree.lightning_modules.training.quiet import quieten
-from bnfree.lightning_modules.training.saved_config import SavedConfig
-from bnfree.lightning_modules.training.ticket_weights import checkpoint_to_load
+from bnfree.lightning_modules.training.command_line import TrainingCLI, run
+from bnfree.lightning_modules.training.parsed_fit import parse_fit
+from bnfree.lightning_modules.training.run_directory import CHECKPOINTS, SHARED
+from bnfree.lightning_modules.training.settings import FitSettings, words_of
 
-# Short names in a config are those of imported classes, and packages import theirs on first use only.
-for _package in (bnfree.backbones, bnfree.callbacks, bnfree.datamodules, bnfree.lightning_modules):
-    for _name in _package.__all__:
-        getattr(_package, _name)
-
-COMPOSITION = (
-    "Later --config files and options win over earlier ones, key by key; a list replaces a list, and the key "
-    "`callbacks+:` (--trainer.callbacks+=Name) appends to it. Help on a class, after --config or --model: "
-    "--trainer.callbacks.help AdaptiveGradientClipping."
-)
+__all__ = ["FitResult", "FitSettings", "TrainingCLI", "fit", "parse_fit", "run"]
 
 
-def run(arguments: Sequence[str]) -> TrainingCLI:
-    """Runs one of the four subcommands.
+@dataclass(frozen=True)
+class FitResult:
+    """What a training has reached."""
+
+    finished: bool
+    """Whether it has come to its end; False after an interruption, from which its last checkpoint goes on."""
+    run_directory: Path | None
+    """Where its files are; None if it writes none."""
+    best_checkpoint: Path | None
+    """Checkpoint of the greatest validation accuracy; None without one."""
+    last_checkpoint: Path | None
+    """Checkpoint after the last epoch; None without one."""
+    metrics: dict[str, float]
+    """Last value of each metric, such as `val/acc`; accuracies are shares from 0 to 1."""
+    test_metrics: dict[str, float]
+    """What the test of the best checkpoint gave; empty without `test_after_fit`."""
+    epochs: int
+    """Epochs that lie behind the network, those before a resumption included."""
+    steps: int
+    """Optimizer steps, likewise."""
+    seconds: float
+    """How long this call took, the test included."""
+    model: LightningModule = field(repr=False)
+    """The module with the weights after the last step."""
+
+
+def fit(settings: FitSettings) -> FitResult:
+    """Trains a network.
 
     Args:
-        arguments: subcommand and options.
+        settings: what is trained, on what, how, and where it goes.
 
     Returns:
-        What has run.
+        Where the run is, and what it has reached.
 
     Raises:
-        InputError: a mistake in what the user gave.
+        InputError: a mistake in the settings, a config or a file.
+
+    Example:
+        >>> from bnfree.lightning_modules import FitSettings, fit
+        >>> options = {"trainer.max_epochs": 1, "data.limit_train": 64, "model.backbone.width": 4}
+        >>> result = fit(FitSettings("quickstart", options, run_dir=directory))  # doctest: +SKIP
+        >>> result.metrics["val/acc"]  # doctest: +SKIP
+        0.1
     """
-    quieten(arguments[0])
-    # A console script does not find the modules of the directory it is called from, where the user's own classes are.
-    if str(Path.cwd()) not in sys.path and "" not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    start = time.monotonic()
     try:
-        return TrainingCLI(arguments)
-    except MisconfigurationException as error:
-        raise InputError(str(error)) from error
-    except RuntimeError as error:
-        explanation = explain_runtime_error(error)
-        if explanation is None:
-            raise
-        raise InputError(explanation) from error
+        command = run(["fit", *words_of(settings)])
+    finally:
+        # The processes of a later training must not take the directory of this one.
+        os.environ.pop(SHARED, None)
+    return _result(command, time.monotonic() - start)
 
 
-class TrainingCLI(LightningCLI):
-    """Parses, builds and runs one subcommand.
-
-    Args:
-        arguments: subcommand and options.
-
-    Raises:
-        InputError: a mistake in what the user gave.
-    """
-
-    def __init__(self, arguments: Sequence[str]) -> None:
-        self.arguments = complete_arguments(arguments)
-        self.checkpoint: dict[str, Any] = {}
-        self.checkpoint_path: str | None = None
-        self.changes: Callback | None = None
-        self.run_directory: Path | None = None
-        self.created: list[Path] = []
-        self.test_results: dict[str, float] = {}
-        description = {"description": COMPOSITION}
-        super().__init__(
-            save_config_callback=None,
-            seed_everything_default=0,
-            parser_class=CommandParser,
-            parser_kwargs={
-                "prog": "bnfree",
-                "allow_abbrev": False,
-                **dict.fromkeys(self.subcommands(), description),
-            },
-            args=self.arguments,
-            auto_configure_optimizers=False,
-        )
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds `bnfree`'s own options."""
-        add_arguments(parser)
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parses the command line; what is wrong with it becomes one sentence."""
-        try:
-            self.config = parser.parse_args(self.arguments)
-        except ParseFailure as failure:
-            raise InputError(explain(failure.message, self.arguments, self._subcommand_parsers)) from None
-
-    def _parse_ckpt_path(self) -> None:
-        # Lightning lets the checkpoint's values win here, without a word. Here the user's win, and the others are told.
-        options = self.config[self.config.subcommand]
-        self.checkpoint_path = options.get("ckpt_path")
-        if self.checkpoint_path is None or not is_local(self.checkpoint_path):
-            return
-        self.checkpoint = read_checkpoint(self.checkpoint_path, options.get("weights_only") is not False)
-        effective, remembered = self._as_dict(), remembered_config(self.checkpoint)
-        for section, values in remembered.items():
-            for line in differences(values, effective.get(section), section):
-                # How a network is trained matters to nobody who evaluates it.
-                if self.config.subcommand == "fit" or not line.startswith(("model.optimizer", "model.lr_scheduler")):
-                    say(line)
-        if self.config.subcommand == "fit":
-            check_resumable(self.checkpoint, self.checkpoint_path)
-            self.changes = changed_settings(remembered.get("model", {}), effective["model"], self.checkpoint_path)
-
-    def _as_dict(self) -> dict[str, Any]:
-        parser = self._parser(self.config.subcommand)
-        options = self.config[self.config.subcommand]
-        dumped: dict[str, Any] = yaml.safe_load(parser.dump(options, skip_none=False, skip_validation=True))
-        return dumped
-
-    def instantiate_classes(self) -> None:
-        """Builds model, data and Trainer; an error of a constructor comes out as the constructor raised it."""
-        try:
-            super().instantiate_classes()
-        except ValueError as error:
-            cause = first_cause(error)
-            if cause is error:
-                raise
-            raise cause from None
-
-    def before_instantiate_classes(self) -> None:
-        """Chooses the run directory, and refuses one that an earlier run has."""
-        options = self.config[self.subcommand]
-        if options.trainer.get("fast_dev_run"):
-            return
-        if self.subcommand != "fit" and options.run_dir is None and self.checkpoint_path is not None:
-            self.run_directory = run_directory.run_directory_of(self.checkpoint_path)
-        if self.run_directory is None and (options.run_dir is not None or self.subcommand in ("fit", "predict")):
-            self.run_directory = run_directory.choose_run_directory(options.run_dir, self._recipe_name())
-        if self.subcommand == "fit" and self.run_directory is not None:
-            run_directory.check_free(self.run_directory, self.checkpoint_path)
-
-    def _recipe_name(self) -> str:
-        # What a checkpoint remembers is text in place of a file, and too long for a file's name.
-        files = (value for value in values_of(self.arguments, "--config", "-c") if not value.startswith("{"))
-        configs = [Path(value) for value in files if Path(value).is_file()]
-        if not configs:
-            return str(self.config[self.subcommand].model.class_path).rpartition(".")[2]
-        first = configs[0].absolute()
-        # A run's own config is called config.yaml like that of any other run.
-        return first.parent.parent.name if first.parent.parent.parent.name == "runs" else first.stem
-
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Builds the Trainer, once the model is known to fit the checkpoint and the run directory can be written."""
-        section = self.config_init[self.subcommand]
-        if self.checkpoint:
-            path = str(self.checkpoint_path)
-            section.ckpt_path = checkpoint_to_load(self.model, self.datamodule, self.checkpoint, path)
-        options: dict[str, Any] = {**section.trainer, **kwargs}
-        if isinstance(options.get("callbacks"), Callback):
-            options["callbacks"] = [options["callbacks"]]
-        always_on = [section[key] for key in ALWAYS_ON] if self.subcommand == "fit" else []
-        options["callbacks"] = default_callbacks(options, always_on, self.run_directory)
-        if self.run_directory is not None:
-            options["default_root_dir"] = options.get("default_root_dir") or str(self.run_directory.absolute())
-        if self.subcommand == "fit" and self.run_directory is not None:
-            options["callbacks"].append(SavedConfig(self._config_text(), self.run_directory.absolute()))
-            if options.get("logger") in (None, True) and not options.get("barebones"):
-                step = self.checkpoint.get("global_step", 0)
-                options["logger"] = default_loggers(self.run_directory.absolute(), self.checkpoint_path, step)
-        elif options.get("logger") in (None, True) and not options.get("fast_dev_run"):
-            # Evaluating must not write over the metrics of the run.
-            options["logger"] = False
-        options["callbacks"] += [self.changes] if self.changes is not None else []
-        if self.subcommand == "predict":
-            self._add_prediction_writer(options)
-        try:
-            trainer = self.trainer_class(**options)
-        except (ValueError, TypeError) as error:
-            # A Trainer option of the right type and a wrong value, such as an accelerator that does not exist.
-            raise InputError(explain_trainer_error(error)) from error
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        if self.run_directory is not None:
-            self.created = run_directory.create(self.run_directory)
-        return trainer
-
-    def _add_prediction_writer(self, options: dict[str, Any]) -> None:
-        if not any(isinstance(callback, bnfree.callbacks.PredictionWriter) for callback in options["callbacks"]):
-            options["callbacks"].append(bnfree.callbacks.PredictionWriter())
-
-    def _config_text(self) -> str:
-        parser = self._parser(self.subcommand)
-        options = self.config[self.subcommand].clone()
-        # A config says how to train. Where this run lies and what it went on from would bind all later uses to it.
-        options.config, options.run_dir, options.ckpt_path = None, None, None
-        text = parser.dump(options, skip_none=False, skip_validation=True)
-        origin = f"# resumed from {self.checkpoint_path}\n" if self.checkpoint_path is not None else ""
-        return f"# bnfree {bnfree.__version__}\n{origin}{text}"
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        try:
-            super()._run_subcommand(subcommand)
-        finally:
-            run_directory.remove_if_unused(self.created)
-
-    def after_fit(self) -> None:
-        """Says where things are, and evaluates the best checkpoint if the config asks for it."""
-        best = next(
-            (c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor), None
-        )
-        best_path = best.best_model_path if best is not None else ""
-        if self.checkpoint and self.trainer.global_step == self.checkpoint.get("global_step"):
-            say(f"Nothing left to train after {self.checkpoint_path}: raise --trainer.max_epochs to go on.")
-        elif self.run_directory is not None:
-            say_where_things_are(self.run_directory, best)
-        if not self.config[self.subcommand].test_after_fit:
-            return
-        results = self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best_path or None, verbose=False)
-        self.test_results = dict((results or [{}])[0])
-        for name, value in self.test_results.items():
-            say(f"{name}: {value:.4f} ({'best checkpoint' if best_path else 'last weights'})")
+def _result(command: TrainingCLI, seconds: float) -> FitResult:
+    trainer = command.trainer
+    checkpoints = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    best = next((c.best_model_path for c in checkpoints if c.monitor), "")
+    directory = command.run_directory.absolute() if command.run_directory is not None else None
+    last = directory / CHECKPOINTS / "last.ckpt" if directory is not None else None
+    return FitResult(
+        finished=trainer.state.status == "finished",
+        run_directory=directory,
+        best_checkpoint=Path(best) if best else None,
+        last_checkpoint=last if last is not None and last.is_file() else None,
+        metrics={name: float(value) for name, value in command.fit_metrics.items()},
+        test_metrics=dict(command.test_results),
+        epochs=trainer.current_epoch,
+        steps=trainer.global_step,
+        seconds=seconds,
+        model=command.model,
+    )

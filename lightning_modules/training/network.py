@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import nn
 
 from bnfree.errors import InputError
-from bnfree.lightning_modules.training import fit as _short_names  # noqa: F401
+from bnfree.lightning_modules.training import command_line as _short_names  # noqa: F401
 from bnfree.lightning_modules.training.checkpoints import check_weights, read_checkpoint
 from bnfree.lightning_modules.training.config.explanations import first_cause
 from bnfree.lightning_modules.training.config.parser import CommandParser, ParseFailure, add_arguments

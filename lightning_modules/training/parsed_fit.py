@@ -9,8 +9,9 @@ from typing import Any
 import yaml
 from lightning.pytorch import LightningModule
 
+from bnfree.lightning_modules.training.command_line import TrainingCLI
 from bnfree.lightning_modules.training.config.explanations import first_cause
-from bnfree.lightning_modules.training.fit import TrainingCLI
+from bnfree.lightning_modules.training.settings import FitSettings, words_of
 
 # What may differ between two starts of one training: where it runs, and what it shows.
 OF_THE_MACHINE = {
@@ -94,13 +95,13 @@ def _place(value: Any) -> Any:
     return Path(value).parts[-3:] if isinstance(value, str) and value.endswith(".ckpt") else value
 
 
-def parse_fit(arguments: Sequence[str]) -> ParsedFit:
-    """Parses the options of `bnfree fit`.
+def parse_fit(settings: FitSettings | Sequence[str]) -> ParsedFit:
+    """Parses the settings of a training.
 
     Args:
-        arguments: what follows `bnfree fit`.
+        settings: of the training, or what follows `bnfree fit` on a command line.
 
     Raises:
         InputError: a mistake in what the user gave.
     """
-    return ParsedFit(["fit", *arguments])
+    return ParsedFit(["fit", *(words_of(settings) if isinstance(settings, FitSettings) else settings)])

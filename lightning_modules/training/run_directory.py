@@ -14,7 +14,7 @@ CONFIG = "config.yaml"
 METRICS = "metrics.csv"
 
 # Processes that Lightning starts run the same command again and must not choose a directory of their own.
-_SHARED = "BNFREE_RUN_DIR"
+SHARED = "BNFREE_RUN_DIR"
 
 
 def run_directory_of(checkpoint: str | Path) -> Path | None:
@@ -55,8 +55,8 @@ def choose_run_directory(given: str | None, name: str, environment: Mapping[str,
         name: name of the recipe.
         environment: the process's environment variables.
     """
-    if is_child(environment) and _SHARED in environment:
-        return Path(environment[_SHARED])
+    if is_child(environment) and SHARED in environment:
+        return Path(environment[SHARED])
     if given is not None:
         return Path(given).expanduser()
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -112,7 +112,7 @@ def create(directory: Path) -> list[Path]:
         raise InputError(
             f"run_dir={given!r} cannot be written to ({error.strerror}); give a writable directory with --run_dir."
         ) from error
-    os.environ[_SHARED] = str(directory)
+    os.environ[SHARED] = str(directory)
     return missing
 
 

@@ -30,7 +30,7 @@ from bnfree.lightning_modules.experiments.lottery.pruning import (
     write_start,
 )
 from bnfree.lightning_modules.training import fit as training
-from bnfree.lightning_modules.training.fit import TrainingCLI
+from bnfree.lightning_modules.training.command_line import TrainingCLI
 from bnfree.lightning_modules.training.run_directory import METRICS, discard_start, is_child
 from bnfree.state_dicts import read_checkpoint_file
 from bnfree.tickets import Ticket, effective_density, load_ticket, save_ticket, weights_checksum

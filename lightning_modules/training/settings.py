@@ -1,0 +1,95 @@
+"""Typed settings of one run, and the one place that turns them into what the parser takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bnfree.errors import InputError
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """Settings of a training, each stronger than those above it."""
+
+    configs: Sequence[str | Path] = ()
+    """Names of shipped recipes such as `quickstart`, or paths of YAML files; later ones win. One may stand alone."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Plain values by dotted name, such as `{"trainer.max_epochs": 5, "model.backbone.width": 8}`. They win over all
+    configs; `{"trainer.callbacks+": [...]}` appends to a list."""
+    arguments: Sequence[str] = ()
+    """Words as on the command line of `bnfree fit`. They win over `options`, but configs among them do not."""
+    run_dir: str | Path | None = None
+    """Where the run goes; None: a new directory below `runs/`."""
+    ckpt_path: str | Path | None = None
+    """Checkpoint to go on from, with everything it remembers; None: a new training."""
+
+
+def words_of(settings: FitSettings) -> list[str]:
+    """The settings in the form of a command line, without the subcommand.
+
+    jsonargparse applies a dotted name below a class, such as `model.backbone.width`, from a list of words alone: no
+    object that it takes changes one argument of a class and leaves the others as a config has them.
+
+    Raises:
+        InputError: an option's value that is not plain.
+    """
+    configs: list[str] = []
+    words = list(settings.arguments)
+    if settings.options:
+        configs, words = split_configs(words)
+    given = [settings.configs] if isinstance(settings.configs, str | Path) else settings.configs
+    words = [
+        *(f"--config={config}" for config in given),
+        *configs,
+        *(f"--{name}={_text(name, value)}" for name, value in settings.options.items()),
+        *words,
+    ]
+    if settings.run_dir is not None:
+        words.append(f"--run_dir={settings.run_dir}")
+    if settings.ckpt_path is not None:
+        words.append(f"--ckpt_path={settings.ckpt_path}")
+    return words
+
+
+def split_configs(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separates `--config` from the other options, which configs must come before.
+
+    Args:
+        words: of a command line.
+    """
+    configs: list[str] = []
+    rest: list[str] = []
+    remaining = iter(words)
+    for word in remaining:
+        name, equals, value = word.partition("=")
+        if name in ("--config", "-c"):
+            configs.append(f"--config={value if equals else next(remaining, '')}")
+        else:
+            rest.append(word)
+    return configs, rest
+
+
+def _text(name: str, value: Any) -> str:
+    if isinstance(value, str | Path):
+        return str(value)
+    try:
+        text: str = yaml.safe_dump(_plain(value), default_flow_style=True, width=10**6)
+    except yaml.YAMLError:
+        raise InputError(
+            f"options[{name!r}]={value!r} is not a plain value; give numbers, texts, lists and mappings, a class by "
+            "its class_path and init_args."
+        ) from None
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value
