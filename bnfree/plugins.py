@@ -25,6 +25,12 @@ ENTRY_POINTS = "bnfree.plugins"
 
 # A built-in plugin is one line here: what it is called, and where it is. Nothing is imported before it is wanted.
 BUILT_IN: dict[str, dict[str, str]] = {
+    "control": {
+        "random_layerwise": "bnfree.tickets.controls.RandomLayerwise",
+        "random_global": "bnfree.tickets.controls.RandomGlobal",
+        "reinit": "bnfree.tickets.controls.Reinit",
+        "shuffle_signs": "bnfree.tickets.controls.ShuffleSigns",
+    },
     "sign_estimator": {
         "approx": "bnfree.binarize.PiecewiseQuadratic",
         "ste": "bnfree.binarize.ClippedIdentity",

@@ -1,7 +1,7 @@
 """Lottery tickets as data: masks, scores, scopes, pruning steps, rewinding, controls and the ticket file."""
 
 from bnfree.tickets.carrying import carry
-from bnfree.tickets.controls import random_masks, reinitialize, shuffle_signs
+from bnfree.tickets.controls import Control, ControlledTicket, random_masks, reinitialize, shuffle_signs
 from bnfree.tickets.elastic import known_betas, squeeze, stretch
 from bnfree.tickets.evidence import FlipCounts, effective_gradients
 from bnfree.tickets.keyed import new_key
@@ -37,6 +37,8 @@ from bnfree.tickets.verification import Verification, verify
 __all__ = [
     "SCOPES",
     "SCORES",
+    "Control",
+    "ControlledTicket",
     "FlipCounts",
     "LayerChoice",
     "LayerDensity",

@@ -4,6 +4,12 @@ Each is a pure function of its arguments and a seed, the same in every process, 
 alone. A control that has not done what it says looks like a result, so compare it with the ticket: `overlap` must be at
 its chance level.
 
+The classes are what `bnfree lottery controls` finds by name. A control of one's own is a function of a
+`ControlledTicket`, or a class with such a function called `draw`, and is given as `package.name`:
+
+    def halved(ticket):
+        return ticket.masks, {name: value / 2 for name, value in ticket.start.items()}
+
 Source: the sanity checks of Frankle et al., "Pruning neural networks at initialization: why are we missing the mark?"
 (ICLR 2021, arXiv 2009.08576).
 """
@@ -11,7 +17,8 @@ Source: the sanity checks of Frankle et al., "Pruning neural networks at initial
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -108,6 +115,81 @@ def shuffle_signs(
             row[keep] = torch.where(positive, size, -size)
         result[f"{name}.weight"] = weight.to(snapshot[f"{name}.weight"].dtype)
     return result
+
+
+@dataclass(frozen=True)
+class ControlledTicket:
+    """What a control knows about the ticket that it is made of."""
+
+    network: nn.Module
+    """Says which layers are standardised and binary; its weights have no meaning."""
+    masks: Masks
+    """The ticket's masks: bool, by the layers' names."""
+    start: Snapshot
+    """The weights that the ticket starts from, by their names; pruned ones may be 0."""
+    complete: Snapshot
+    """The same with a weight where the ticket has pruned, too: of the rewind point, or of the trained dense network."""
+    seed: int
+    """Of all draws: another one for each seed of the run, level and control."""
+
+
+class Control:
+    """What takes one thing away from a ticket and leaves the rest."""
+
+    title: ClassVar[str] = ""
+    """Its name in words; empty: made of the class's name."""
+    scope: ClassVar[str | None] = None
+    """Among which weights masks are drawn; None: masks are the ticket's."""
+
+    @staticmethod
+    def draw(ticket: ControlledTicket) -> tuple[Masks, Snapshot]:
+        """The masks and the weights that the control starts from; depends on `ticket` alone, as all processes draw."""
+        raise NotImplementedError
+
+
+class RandomLayerwise(Control):
+    """Takes the mask away: each layer keeps as many weights as in the ticket, in places drawn at random."""
+
+    title, scope = "random mask, layerwise", "layer"
+
+    @staticmethod
+    def draw(ticket: ControlledTicket) -> tuple[Masks, Snapshot]:
+        """Other masks over weights that are there everywhere."""
+        return random_masks(ticket.masks, ticket.seed, "layer"), ticket.complete
+
+
+class RandomGlobal(Control):
+    """Takes the mask and the densities of its layers away: as many weights in all, anywhere in the pruned layers."""
+
+    title, scope = "random mask, global", "global"
+
+    @staticmethod
+    def draw(ticket: ControlledTicket) -> tuple[Masks, Snapshot]:
+        """Other masks over weights that are there everywhere."""
+        return random_masks(ticket.masks, ticket.seed, "global"), ticket.complete
+
+
+class Reinit(Control):
+    """Takes the weights away: fresh ones, as large as the layer's, under the ticket's mask."""
+
+    title = "re-initialised"
+
+    @staticmethod
+    def draw(ticket: ControlledTicket) -> tuple[Masks, Snapshot]:
+        """Drawn with the standard deviation of all weights of a layer, not of its survivors, which are larger."""
+        every = {f"{name}.weight": ticket.complete[f"{name}.weight"] for name in ticket.masks}
+        return ticket.masks, reinitialize(ticket.network, {**ticket.start, **every}, ticket.masks, ticket.seed)
+
+
+class ShuffleSigns(Control):
+    """Takes the signs away: those of each filter's survivors change places, mask and magnitudes are the ticket's."""
+
+    title = "shuffled signs"
+
+    @staticmethod
+    def draw(ticket: ControlledTicket) -> tuple[Masks, Snapshot]:
+        """Each filter keeps its numbers of positive and negative weights."""
+        return ticket.masks, shuffle_signs(ticket.network, ticket.start, ticket.masks, ticket.seed)
 
 
 def _shuffled(values: Tensor, generator: torch.Generator) -> Tensor:

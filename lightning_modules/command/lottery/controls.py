@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bnfree.errors import InputError
-from bnfree.lightning_modules.reports.lottery.groups import CONTROLS
 from bnfree.names import did_you_mean
+from bnfree.plugins import BUILT_IN
+
+CONTROLS = tuple(BUILT_IN["control"])
 
 HELP = """usage: bnfree lottery controls DIR [--controls LIST] [--levels 1-3] [--seeds 0,1] [options]
 

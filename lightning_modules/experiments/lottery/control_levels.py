@@ -14,6 +14,7 @@ from bnfree.lightning_modules.experiments.lottery.level_results import (
     CONTROLS,
     TICKET,
     LevelResult,
+    kind_title,
     level_name,
     read_level,
     seed_name,
@@ -23,7 +24,6 @@ from bnfree.lightning_modules.experiments.lottery.level_training import STEP1, L
 from bnfree.lightning_modules.experiments.lottery.planning import LotteryRun
 from bnfree.lightning_modules.experiments.lottery.pruning import carried_ticket
 from bnfree.lightning_modules.reports.lottery.control_table import control_table
-from bnfree.lightning_modules.reports.lottery.groups import NAMES
 from bnfree.lightning_modules.training.lock import only_one
 from bnfree.lightning_modules.training.messages import say
 from bnfree.lightning_modules.training.quiet import quieten
@@ -64,7 +64,7 @@ def train_controls(lottery: LotteryRun, places: list[tuple[int, int]], kinds: tu
     """
     if not kinds:
         return
-    say(f"{len(places) * len(kinds)} trainings: {'; '.join(NAMES[kind] for kind in kinds)}.")
+    say(f"{len(places) * len(kinds)} trainings: {'; '.join(kind_title(kind) for kind in kinds)}.")
     for seed, level in places:
         for kind in kinds:
             _train_control(lottery, kind, seed, level)
@@ -77,7 +77,7 @@ def control_directory(lottery: LotteryRun, kind: str, seed: int, level: int) -> 
 
 def _train_control(lottery: LotteryRun, kind: str, seed: int, level: int) -> LevelResult:
     folder = control_directory(lottery, kind, seed, level)
-    title = f"Seed {seed}, level {level} (density {lottery.densities[level]:g}), {NAMES[kind]}"
+    title = f"Seed {seed}, level {level} (density {lottery.densities[level]:g}), {kind_title(kind)}"
     finished = read_level(folder)
     if finished is not None:
         say(f"{title} has finished: {sentence(finished)}.")

@@ -10,16 +10,51 @@ from typing import Any
 import yaml
 
 from bnfree.errors import InputError
+from bnfree.files import whole_file
+from bnfree.plugins import BUILT_IN, resolve
 
 FINISHED = "finished.yaml"
 TICKET = "ticket.pt"
 REWIND = "rewind.pt"
 CONTROLS = "controls"
 
-KINDS = (
-    "dense", "ticket", "random_layerwise", "random_global", "reinit", "shuffle_signs", "early_bird", "multi_prize",
-)  # fmt: skip
-"""What a level has trained: the dense network, the ticket, a control of it, or a ticket of another engine."""
+TITLES = {
+    "dense": "dense",
+    "ticket": "ticket",
+    "early_bird": "early-bird ticket",
+    "multi_prize": "multi-prize ticket",
+}
+"""What a level has trained, in words: the dense network, the ticket, or one that was found otherwise. Any other kind is
+a control, under its name as a plugin."""
+
+
+def is_control(kind: str) -> bool:
+    """Whether a kind of level is a control of a ticket."""
+    return kind not in TITLES
+
+
+def kind_title(kind: str) -> str:
+    """A kind of level in words.
+
+    Example:
+        >>> kind_title("random_global"), kind_title("my_controls.HalfSigns")
+        ('random mask, global', 'half signs')
+    """
+    if kind in TITLES:
+        return TITLES[kind]
+    # Kinds come out of files, which never lead to an import: a dotted path speaks for itself.
+    title = getattr(resolve("control", kind), "title", "") if kind in BUILT_IN["control"] else ""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", kind.rpartition(".")[2]).replace("_", " ")
+    return title or words.lower()
+
+
+def kind_order(kind: str) -> tuple[int, int, str]:
+    """Where a kind stands in tables: dense, ticket, the controls, tickets that were found otherwise."""
+    if is_control(kind):
+        built_in = list(BUILT_IN["control"])
+        return 1, built_in.index(kind) if kind in built_in else len(built_in), kind
+    place = list(TITLES).index(kind)
+    return (0 if place < 2 else 2), place, kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +62,7 @@ class LevelResult:
     """One trained level of one seed; accuracies and densities are shares from 0 to 1."""
 
     kind: str
-    """One of `KINDS`."""
+    """One of `TITLES`, or a control."""
     level: int
     """0: dense; a control has the level of the ticket that it checks."""
     seed: int
@@ -80,9 +115,8 @@ def write_level(result: LevelResult) -> None:
     """Marks a level as final; the mark is there as a whole or not at all."""
     content = asdict(result)
     del content["directory"]
-    unfinished = result.directory / f".{FINISHED}"
-    unfinished.write_text(yaml.safe_dump(content, sort_keys=False))
-    unfinished.replace(result.directory / FINISHED)
+    with whole_file(result.directory / FINISHED) as unfinished:
+        unfinished.write_text(yaml.safe_dump(content, sort_keys=False))
 
 
 def read_level(directory: Path) -> LevelResult | None:
@@ -113,17 +147,16 @@ def read_levels(directory: Path) -> list[LevelResult]:
         directory: of `bnfree lottery run`.
 
     Returns:
-        Sorted by kind (in the order of `KINDS`), then seed, then level.
+        Sorted by kind (see `kind_order`), then seed, then level.
 
     Raises:
         InputError: a mark that cannot be read.
     """
     folders = {mark.parent for mark in directory.glob(f"seed_*/**/{FINISHED}")}
     results = [read_level(folder) for folder in sorted(folders) if re.fullmatch(r"level_\d+", folder.name)]
-    order = {kind: place for place, kind in enumerate(KINDS)}
     return sorted(
         (result for result in results if result is not None),
-        key=lambda result: (order.get(result.kind, len(order)), result.kind, result.seed, result.level),
+        key=lambda result: (kind_order(result.kind), result.seed, result.level),
     )
 
 

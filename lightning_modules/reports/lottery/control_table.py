@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bnfree.lightning_modules.reports.lottery.groups import CONTROLS, TOLERANCE, dense_of, group_levels, judge
+from bnfree.lightning_modules.experiments.lottery.level_results import is_control
+from bnfree.lightning_modules.reports.lottery.groups import TOLERANCE, dense_of, group_levels, judge
 from bnfree.lightning_modules.reports.lottery.reading import read_lottery
 from bnfree.lightning_modules.reports.lottery.results import accuracy, points, word
 
@@ -23,7 +24,7 @@ def control_table(directory: Path, tolerance: float = TOLERANCE) -> str:
     which = "test" if metric == "test" else "last val"
     rows = [["level", "density", "kind", f"{which} acc (%)", "to dense", "verdict", "ticket minus control"]]
     for ticket in (group for group in groups if group.kind == "ticket"):
-        controls = [group for group in groups if group.level == ticket.level and group.kind in CONTROLS]
+        controls = [group for group in groups if group.level == ticket.level and is_control(group.kind)]
         for group in (ticket, *controls) if controls else ():
             verdict = judge(group, dense, metric, tolerance)
             lead = judge(ticket, group, metric, 0.0)

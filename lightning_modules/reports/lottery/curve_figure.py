@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from bnfree.lightning_modules.reports.lottery.groups import CONTROLS, DENSE, LevelGroup, dense_of, percentage_points
+from bnfree.lightning_modules.experiments.lottery.level_results import is_control
+from bnfree.lightning_modules.reports.lottery.groups import DENSE, LevelGroup, dense_of, percentage_points
 from bnfree.lightning_modules.reports.runs.direct_labels import FONT_SIZE, EndLabel, write_at_ends
 from bnfree.lightning_modules.reports.runs.figure import COLORS, DPI, GREY
 
@@ -50,7 +51,7 @@ def draw_curve(groups: Sequence[LevelGroup], metric: Literal["test", "val"], tol
     dense = dense_of(measured)
     if dense is not None:
         labels += _draw_dense(axes, dense, metric, tolerance)
-    for kind in dict.fromkeys(group.kind for group in sorted(measured, key=lambda group: group.kind in CONTROLS)):
+    for kind in dict.fromkeys(group.kind for group in sorted(measured, key=lambda group: is_control(group.kind))):
         if kind != DENSE:
             labels.append(_draw_kind(axes, [group for group in measured if group.kind == kind], dense, metric))
     which = "test" if metric == "test" else "validation"
@@ -104,7 +105,7 @@ def _draw_kind(
     axes.errorbar(
         densities, means, yerr=spreads if any(spreads) else None, color=color, marker=marker, ls=style, lw=1.8,
         ms=4 if many else 5.5, elinewidth=1.1, capsize=2 if many else 3, clip_on=False,
-        zorder=3 if groups[0].kind in CONTROLS else 4,
+        zorder=3 if is_control(groups[0].kind) else 4,
     )  # fmt: skip
     return EndLabel(densities[-1], means[-1], f"{groups[0].name} {means[-1]:.1f} %", color)
 

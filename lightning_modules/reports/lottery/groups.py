@@ -7,23 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from bnfree.lightning_modules.experiments.lottery.level_results import KINDS, LevelResult
+from bnfree.lightning_modules.experiments.lottery.level_results import LevelResult, kind_order, kind_title
 from bnfree.lightning_modules.reports.runs.summaries import Summary
 
 DENSE = "dense"
 TOLERANCE = 0.01
 """How far the mean accuracy of a matching level may lie below the dense one, unless said otherwise."""
-CONTROLS = ("random_layerwise", "random_global", "reinit", "shuffle_signs")
-NAMES = {
-    DENSE: "dense",
-    "ticket": "ticket",
-    "random_layerwise": "random mask, layerwise",
-    "random_global": "random mask, global",
-    "reinit": "re-initialised",
-    "shuffle_signs": "shuffled signs",
-    "early_bird": "early-bird ticket",
-    "multi_prize": "multi-prize ticket",
-}
 
 
 @dataclass(frozen=True)
@@ -31,7 +20,7 @@ class LevelGroup:
     """One kind of training at one level, over all seeds that have finished it."""
 
     kind: str
-    """What has been trained, see `KINDS`."""
+    """What has been trained, see `kind_title`."""
     level: int
     """Number of the level."""
     results: tuple[LevelResult, ...]
@@ -40,7 +29,7 @@ class LevelGroup:
     @property
     def name(self) -> str:
         """The kind in words."""
-        return NAMES.get(self.kind, self.kind.replace("_", " "))
+        return kind_title(self.kind)
 
     @property
     def density(self) -> float:
@@ -69,12 +58,11 @@ class Verdict:
 
 
 def group_levels(levels: Sequence[LevelResult]) -> list[LevelGroup]:
-    """One group for each kind and level, by level and within it in the order of `KINDS`."""
+    """One group for each kind and level, by level and within it in the order of `kind_order`."""
     found: dict[tuple[int, str], list[LevelResult]] = {}
     for result in levels:
         found.setdefault((result.level, result.kind), []).append(result)
-    places = {kind: place for place, kind in enumerate(KINDS)}
-    order = sorted(found, key=lambda key: (key[0], places.get(key[1], len(places)), key[1]))
+    order = sorted(found, key=lambda key: (key[0], kind_order(key[1])))
     return [
         LevelGroup(kind, level, tuple(sorted(found[level, kind], key=lambda result: result.seed)))
         for level, kind in order

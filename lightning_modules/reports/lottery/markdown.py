@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import yaml
 
-from bnfree.lightning_modules.reports.lottery.groups import CONTROLS, LevelGroup, percentage_points
+from bnfree.lightning_modules.experiments.lottery.level_results import is_control
+from bnfree.lightning_modules.reports.lottery.groups import LevelGroup, percentage_points
 from bnfree.lightning_modules.reports.lottery.layers import LevelCounts
 from bnfree.lightning_modules.reports.lottery.overlaps import Overlaps, evenly
 from bnfree.lightning_modules.reports.lottery.reading import Lottery
@@ -101,7 +102,7 @@ def _sizes(groups: Sequence[LevelGroup], counts: Sequence[LevelCounts]) -> list[
              "bits per weight in memory"]]  # fmt: skip
     for group in groups:
         own = counts_of(group, counts)
-        if not own or group.kind in CONTROLS:
+        if not own or is_control(group.kind):
             continue
         bits = math.fsum(count.bits_per_weight for count in own) / len(own)
         weights = own[0].total("weights") or 0

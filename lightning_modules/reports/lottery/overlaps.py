@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bnfree.lightning_modules.experiments.lottery.level_results import LevelResult
-from bnfree.lightning_modules.reports.lottery.groups import CONTROLS, NAMES
+from bnfree.lightning_modules.experiments.lottery.level_results import LevelResult, is_control, kind_title
 from bnfree.tickets import load_ticket, overlap
 
 MOST_MASKS = 24
@@ -37,7 +36,7 @@ class Overlaps:
         seeds = {level.seed for level in self.levels}
         return [
             ", ".join(
-                [NAMES.get(level.kind, level.kind)] * (len(kinds) > 1 or len(seeds) == 1)
+                [kind_title(level.kind)] * (len(kinds) > 1 or len(seeds) == 1)
                 + [f"seed {level.seed}"] * (len(seeds) > 1)
             )
             for level in self.levels
@@ -73,11 +72,11 @@ def compare_masks(levels: Sequence[LevelResult]) -> Overlaps | None:
 def choose(levels: Sequence[LevelResult]) -> list[LevelResult]:
     """The levels whose masks are compared, see `compare_masks`."""
     pruned = [level for level in levels if level.mask_checksum is not None and level.ticket.is_file()]
-    first_seed = min((level.seed for level in pruned if level.kind in CONTROLS), default=None)
+    first_seed = min((level.seed for level in pruned if is_control(level.kind)), default=None)
     by_level: dict[int, dict[tuple[int, str | None], LevelResult]] = {}
     # The sort is stable: within a level and kind, seeds stay in order.
-    for level in sorted(pruned, key=lambda level: (level.level, level.kind in CONTROLS)):
-        if level.kind not in CONTROLS or level.seed == first_seed:
+    for level in sorted(pruned, key=lambda level: (level.level, is_control(level.kind))):
+        if not is_control(level.kind) or level.seed == first_seed:
             by_level.setdefault(level.level, {}).setdefault((level.seed, level.mask_checksum), level)
     most = max((len(masks) for masks in by_level.values()), default=1)
     numbers = evenly(sorted(by_level), max(1, MOST_MASKS // most))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from bnfree.lightning_modules.reports.lottery.groups import CONTROLS, DENSE, LevelGroup, Verdict, dense_of, judge
+from bnfree.lightning_modules.experiments.lottery.level_results import is_control
+from bnfree.lightning_modules.reports.lottery.groups import DENSE, LevelGroup, Verdict, dense_of, judge
 from bnfree.lightning_modules.reports.runs.summaries import MISSING, Summary, duration
 
 HEADINGS = {"test": "test acc (%)", "val": "last val acc (%)", "best_val": "best val acc (%)"}
@@ -46,11 +47,11 @@ def brief_rows(groups: Sequence[LevelGroup], metric: Metric, tolerance: float) -
     """
     dense = dense_of(groups)
     kinds = {group.kind: group.name for group in groups if group.kind != DENSE}
-    order = sorted(kinds, key=lambda kind: kind in CONTROLS)
+    order = sorted(kinds, key=is_control)
     most = max(len(group.results) for group in groups)
     heading = ["level", "density"]
     for kind in order:
-        heading += [kinds[kind]] + ["to dense", "verdict"] * (kind not in CONTROLS)
+        heading += [kinds[kind]] + ["to dense", "verdict"] * (not is_control(kind))
     rows = [heading]
     for level in dict.fromkeys(group.level for group in groups if group.kind != DENSE):
         own = {group.kind: group for group in groups if group.level == level and group.kind != DENSE}
@@ -58,7 +59,7 @@ def brief_rows(groups: Sequence[LevelGroup], metric: Metric, tolerance: float) -
         for kind in order:
             group = own.get(kind)
             verdict = judge(group, dense, metric, tolerance) if group else None
-            row += [accuracy(group, metric, most)] + [points(verdict), word(verdict)] * (kind not in CONTROLS)
+            row += [accuracy(group, metric, most)] + [points(verdict), word(verdict)] * (not is_control(kind))
         rows.append(row)
     return rows
 
@@ -102,7 +103,7 @@ def gist(groups: Sequence[LevelGroup], metric: Metric, tolerance: float) -> list
     """
     dense = dense_of(groups)
     lines = []
-    for kind in dict.fromkeys(group.kind for group in groups if group.kind not in (DENSE, *CONTROLS)):
+    for kind in dict.fromkeys(group.kind for group in groups if group.kind != DENSE and not is_control(group.kind)):
         judged = [(g, v) for g in groups if g.kind == kind and (v := judge(g, dense, metric, tolerance))]
         name = next(group.name for group in groups if group.kind == kind)
         if not judged:
@@ -138,6 +139,6 @@ def _beside_controls(ticket: LevelGroup, groups: Sequence[LevelGroup], metric: M
 
 def _ticket_of(group: LevelGroup, groups: Sequence[LevelGroup]) -> LevelGroup | None:
     """The ticket that a control checks; None for what is no control."""
-    if group.kind not in CONTROLS:
+    if not is_control(group.kind):
         return None
     return next((other for other in groups if other.kind == "ticket" and other.level == group.level), None)
