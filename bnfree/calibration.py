@@ -10,7 +10,10 @@ filters of the stem answer natural images with very different strength, which ba
 the trunk before and after each RPReLU, whose bend then lies where the signal is.
 
 Beta is a constant afterwards, shifts and gains are trained on; all are part of the checkpoint and cost nothing at
-inference. This is our own deviation from arXiv 2104.08215; the README has the measurement behind it.
+inference. They are also what tells a calibrated network (`is_calibrated`), so that whatever carries the weights (a
+checkpoint, a snapshot, a ticket, an average, another process) carries the answer, and none can contradict the other.
+
+This is our own deviation from arXiv 2104.08215; the README has the measurement behind it.
 """
 
 from __future__ import annotations
@@ -48,7 +51,14 @@ def calibrate(network: nn.Module, images: Tensor, full: bool = False) -> list[Un
     """Sets beta and the RSign shifts of every residual unit from one forward pass over `images`.
 
     Deterministic: the result depends on the weights and the images alone. The network stays in its mode and keeps its
-    latent weights.
+    latent weights. A network that is calibrated already is calibrated again.
+
+    Example:
+        >>> from bnfree.backbones import ReActNet18
+        >>> network = ReActNet18(num_classes=10, width=8)
+        >>> report = calibrate(network, torch.randn(64, 3, 32, 32), full=True)  # training images in practice
+        >>> len(report), report[0].name, is_calibrated(network)
+        (16, 'body.0.0', True)
 
     Args:
         network: a BN-free network with `ResidualUnit`s, such as `ReActNet18(norm="bn_free")`.
@@ -63,7 +73,7 @@ def calibrate(network: nn.Module, images: Tensor, full: bool = False) -> list[Un
     Raises:
         InputError: no unit to calibrate, or images that are empty or not finite.
     """
-    units = {name: m for name, m in network.named_modules() if isinstance(m, ResidualUnit) and m.beta is not None}
+    units = _units(network)
     if not units:
         raise InputError("network has no residual unit with a beta; calibration is for norm='bn_free' networks.")
     if images.dim() != 4 or images.shape[0] == 0:
@@ -115,6 +125,32 @@ def calibrate(network: nn.Module, images: Tensor, full: bool = False) -> list[Un
         for hook in hooks:
             hook.remove()
     return report
+
+
+def is_calibrated(network: nn.Module) -> bool:
+    """Whether the constants of the residual units are no longer those of a fresh network.
+
+    Read off the weights: a fresh network's RSign shifts are all 0, and calibrating sets them, in either form. So does
+    the first step of training, and weights of a training that went without calibration count as calibrated too: they
+    have grown around the constants that they were trained with, which must stay. A network that is put back to weights
+    from before its calibration is not calibrated any more. False where there is nothing to calibrate.
+
+    Example:
+        >>> from bnfree.backbones import ReActNet18
+        >>> network = ReActNet18(num_classes=10, width=8)
+        >>> is_calibrated(network)
+        False
+        >>> _ = calibrate(network, torch.randn(64, 3, 32, 32))
+        >>> other = ReActNet18(num_classes=10, width=8)
+        >>> _ = other.load_state_dict(network.state_dict())
+        >>> is_calibrated(other)
+        True
+    """
+    return any(bool(unit.rsign.shift.detach().any()) for unit in _units(network).values())
+
+
+def _units(network: nn.Module) -> dict[str, ResidualUnit]:
+    return {name: m for name, m in network.named_modules() if isinstance(m, ResidualUnit) and m.beta is not None}
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -31,7 +31,8 @@ def take_snapshot(network: nn.Module) -> Snapshot:
 
     Gains, shifts, beta, the classifier and batch norm's statistics are among them: a ticket starts where its network
     was, in everything but the pruned weights. Pruned latent weights are copied as they are, so take the snapshot before
-    the first pruning if controls are to use it with other masks.
+    the first pruning if controls are to use it with other masks; and after the calibration, which is part of the start:
+    what is put back to weights from before it will be calibrated by the next fit.
     """
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in _state(network).items()}
 

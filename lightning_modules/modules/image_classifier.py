@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from bnfree.calibration import calibrate
+from bnfree.calibration import calibrate, is_calibrated
 from bnfree.errors import InputError
 from bnfree.lean.fast import check_available
 from bnfree.lightning_modules.modules.fused_optimizers import prefer_fused
@@ -39,8 +39,8 @@ class ImageClassifier(LightningModule):
     """Trains a backbone with cross-entropy; logs `train/loss`, `train/acc`, `val/loss`, `val/acc`, `test/acc`.
 
     With 100 classes or more, top-5 accuracy too (`val/acc5`, `test/acc5`). Before the first step of a fresh run a
-    BN-free backbone is calibrated on training images (`bnfree.calibration`), unless it starts from `init_from` or is a
-    `reference` network.
+    BN-free backbone is calibrated on training images (`bnfree.calibration`), unless it is calibrated or trained already
+    (`is_calibrated`), starts from `init_from` or is a `reference` network.
 
     Args:
         backbone: network from images (N, C, H, W) to logits (N, num_classes), such as `ReActNet18`.
@@ -58,6 +58,8 @@ class ImageClassifier(LightningModule):
         calibration: what is measured on training images before the first step: `full`: beta, the shifts of RSign and
             RPReLU, and the gains; `beta_and_shift`: beta and the shifts of RSign; `none`: nothing, the analytic beta.
         calibration_images: number of training images to calibrate on.
+        recalibrate: calibrate also what is calibrated already or starts from `init_from`: the constants of its file are
+            replaced, its latent weights stay.
         learning_rate_scaling: the optimizer's learning rate is that for `base_batch_size`; `linear` (for SGD) and
             `square_root` (for Adam) multiply it by (batch / base_batch_size)^1 or ^0.5, where batch is the data's
             batch size x processes x accumulated batches; `none`: used as it is.
@@ -80,6 +82,7 @@ class ImageClassifier(LightningModule):
         init_from: str | None = None,
         calibration: Literal["full", "beta_and_shift", "none"] = "full",
         calibration_images: int = 256,
+        recalibrate: bool = False,
         learning_rate_scaling: LearningRateScaling = "none",
         base_batch_size: int = 256,
         rescale_on_resume: bool = False,
@@ -95,6 +98,8 @@ class ImageClassifier(LightningModule):
             raise InputError(
                 f"calibration_images={calibration_images} must be at least 1; calibration none needs none."
             )
+        if recalibrate and calibration == "none":
+            raise InputError("recalibrate=True contradicts calibration='none'; leave one of them out.")
         check_scaling(learning_rate_scaling, base_batch_size)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Attribute '.*' is an instance of `nn.Module`")
@@ -108,7 +113,7 @@ class ImageClassifier(LightningModule):
         self.optimizer, self.lr_scheduler, self.interval = optimizer, lr_scheduler, interval
         self.label_smoothing, self.weight_decay_on = label_smoothing, weight_decay_on
         self.init_from = init_from
-        self.calibration, self.calibration_images = calibration, calibration_images
+        self.calibration, self.calibration_images, self.recalibrate = calibration, calibration_images, recalibrate
         self.learning_rate_scaling, self.base_batch_size = learning_rate_scaling, base_batch_size
         self.rescale_on_resume = rescale_on_resume
         parameter_groups(backbone, weight_decay_on)
@@ -153,11 +158,18 @@ class ImageClassifier(LightningModule):
             load_initial_weights(self.backbone, self.init_from)
 
     def on_train_start(self) -> None:
-        """Calibrates a fresh BN-free backbone; settles the learning rate of a resumed run."""
+        """Calibrates a BN-free backbone that is not calibrated; settles the learning rate of a resumed run."""
         resume_learning_rates(self.trainer, self.learning_rate_scaling, self.base_batch_size, self.rescale_on_resume)
-        wanted = getattr(self.backbone, "wants_calibration", False) and self.init_from is None
-        if not wanted or self.calibration == "none" or self.trainer.global_step > 0:
+        wanted = getattr(self.backbone, "wants_calibration", False) and self.calibration != "none"
+        if not wanted or self.trainer.global_step > 0:
             return
+        if not self.recalibrate:
+            # Given weights are to be kept as they are, also where they were never calibrated.
+            if self.init_from is not None:
+                return
+            if is_calibrated(self.backbone):
+                rank_zero_info("Calibrated or trained already: beta, shifts and gains stay as they are.")
+                return
         like = next(self.backbone.parameters())
         images = self._calibration_images().to(like.device, like.dtype)
         report = calibrate(self.backbone, images, full=self.calibration == "full")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bnfree.activations import RPReLU
 from bnfree.backbones import ReActNet18, ReActNetA
 from bnfree.backbones.residual import ResidualUnit
-from bnfree.calibration import calibrate
+from bnfree.calibration import calibrate, is_calibrated
 from bnfree.convolution import BinaryConv2d
 from bnfree.errors import InputError
 
@@ -198,3 +198,32 @@ def test_full_calibration_of_a_dead_filter_changes_nothing_in_it():
     calibrate(network, images(), full=True)
     assert layer.gain[2].item() == 1
     assert all(torch.isfinite(value).all() for value in network.state_dict().values())
+
+
+@pytest.mark.parametrize(("kind", "width"), NETWORKS)
+@pytest.mark.parametrize("full", [True, False])
+def test_a_network_knows_from_its_weights_alone_that_it_is_calibrated(kind, width, full):
+    network, untouched = fresh(kind, width), fresh(kind, width)
+    names, start = list(network.state_dict()), copy.deepcopy(network.state_dict())
+    assert not is_calibrated(network)
+    calibrate(network, images(), full=full)
+    assert is_calibrated(network)
+    assert is_calibrated(copy.deepcopy(network))
+    assert list(network.state_dict()) == names
+    untouched.load_state_dict({name: value.clone() for name, value in network.state_dict().items()}, strict=True)
+    assert is_calibrated(untouched)
+    network.load_state_dict(start)
+    assert not is_calibrated(network)
+
+
+def test_trained_weights_count_as_calibrated():
+    network = fresh()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    network(images()).logsumexp(1).sum().backward()
+    optimizer.step()
+    assert is_calibrated(network)
+
+
+@pytest.mark.parametrize("network", [fresh(norm="batch_norm"), fresh(norm="none"), nn.Linear(3, 3)])
+def test_what_cannot_be_calibrated_is_not(network):
+    assert not is_calibrated(network)

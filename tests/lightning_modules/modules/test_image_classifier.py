@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torch.optim import SGD
 from torch.utils.data import DataLoader, TensorDataset
 
+from bnfree import tickets
 from bnfree.backbones import ReActNet18, ReActNetA
 from bnfree.calibration import calibrate
 from bnfree.errors import InputError
@@ -132,6 +133,75 @@ def test_nothing_else_is_calibrated(corners, make_trainer, options):
     assert all(torch.equal(recorder.start[name], value) for name, value in before.items())
 
 
+def fit_alone(make_trainer, data, backbone, lr, **options):
+    """A fit of a LightningModule of its own, and the weights that it started from."""
+    recorder = Recorder()
+    module = ImageClassifier(backbone, optimizer=lambda p: torch.optim.Adam(p, lr=lr), **options)
+    make_trainer(callbacks=[recorder]).fit(module, datamodule=data)
+    return recorder.start
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize("calibrated_by", ["hand", "fit"])
+def test_a_rewound_network_keeps_every_tensor_in_the_next_fit(corners, make_trainer, calibrated_by):
+    backbone = network(width=8)
+    if calibrated_by == "hand":
+        calibrate(backbone, corners.dataset.tensors[0], full=True)
+        start = tickets.take_snapshot(backbone)
+        fit_alone(make_trainer, corners, backbone, lr=0.01)
+    else:
+        start = fit_alone(make_trainer, corners, backbone, lr=0.01)
+    assert not equal(start, dict(backbone.state_dict()))
+    masks = tickets.prune(backbone, density=0.2, score="standardized", scope="global")
+    tickets.rewind(backbone, start, masks)
+    rewound = copy.deepcopy(backbone.state_dict())
+    fit_alone(make_trainer, corners, backbone, lr=0.0)
+    assert equal(rewound, backbone.state_dict())
+
+
+def test_a_second_fit_goes_on_from_what_the_first_has_trained(corners, make_trainer):
+    backbone = network()
+    fit_alone(make_trainer, corners, backbone, lr=0.01)
+    trained = copy.deepcopy(backbone.state_dict())
+    assert equal(trained, fit_alone(make_trainer, corners, backbone, lr=0.01))
+
+
+def test_weights_that_a_fresh_network_has_loaded_are_not_calibrated_again(corners, make_trainer, tmp_path):
+    trained = network()
+    fit_alone(make_trainer, corners, trained, lr=0.01, calibration="none")
+    torch.save(trained.state_dict(), tmp_path / "weights.pt")
+    backbone = network()
+    backbone.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+    assert equal(trained.state_dict(), fit_alone(make_trainer, corners, backbone, lr=0.01))
+
+
+def test_a_network_rewound_to_before_its_calibration_is_calibrated(corners, make_trainer):
+    backbone = network()
+    start = tickets.take_snapshot(backbone)
+    fit_alone(make_trainer, corners, backbone, lr=0.01)
+    tickets.rewind(backbone, start)
+    expected = copy.deepcopy(backbone)
+    calibrate(expected, corners.dataset.tensors[0], full=True)
+    assert equal(expected.state_dict(), fit_alone(make_trainer, corners, backbone, lr=0.01))
+
+
+@pytest.mark.parametrize("start", ["same network", "init_from"])
+def test_calibrating_again_is_asked_for(corners, make_trainer, tmp_path, start):
+    backbone = network()
+    fit_alone(make_trainer, corners, backbone, lr=0.01)
+    expected = copy.deepcopy(backbone)
+    calibrate(expected, corners.dataset.tensors[0], full=True)
+    options = {}
+    if start == "init_from":
+        torch.save(backbone.state_dict(), tmp_path / "weights.pt")
+        backbone, options = network(), {"init_from": str(tmp_path / "weights.pt")}
+    found = fit_alone(make_trainer, corners, backbone, lr=0.01, recalibrate=True, **options)
+    assert equal(expected.state_dict(), found)
+
+
 class StopAfter(Callback):
     def __init__(self, epochs):
         self.epochs = epochs
@@ -242,6 +312,7 @@ def test_a_backbone_that_does_not_fit_the_data_is_refused(corners, make_trainer,
         ({"interval": "batch"}, "interval='batch'"),
         ({"calibration_images": 0}, "calibration_images=0"),
         ({"calibration": "beta"}, "calibration='beta'"),
+        ({"calibration": "none", "recalibrate": True}, "recalibrate=True contradicts calibration='none'"),
         ({"weight_decay_on": "gains"}, "weight_decay_on='gains'"),
         ({"backbone": torch.nn.Linear(2, 2)}, "num_classes"),
     ],
