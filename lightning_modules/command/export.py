@@ -21,9 +21,15 @@ from bnfree.lightning_modules.deployment.formats import FORMATS, Format
 from bnfree.lightning_modules.deployment.image_paths import check_readable, find_images, read_batches
 from bnfree.lightning_modules.deployment.network_info import network_info, open_data
 from bnfree.lightning_modules.training.config.parser import CommandParser
-from bnfree.lightning_modules.training.config.sources import options_of, parse, take_positionals
+from bnfree.lightning_modules.training.config.sources import options_of, take_positionals
 from bnfree.lightning_modules.training.messages import say
-from bnfree.lightning_modules.training.network import add_network_arguments, build_network, image_shape, load_weights
+from bnfree.lightning_modules.training.network import (
+    add_network_arguments,
+    build_network,
+    image_shape,
+    load_weights,
+    parse,
+)
 from bnfree.packing import NetworkInfo, PackedNetwork, pack
 from bnfree.packing.engines import EngineName, choose_engine
 from bnfree.packing.file_layout import Masks

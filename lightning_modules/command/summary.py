@@ -12,8 +12,14 @@ from bnfree.errors import InputError
 from bnfree.lightning_modules.reports.cost_table import LEGEND, cost_table, cost_totals
 from bnfree.lightning_modules.reports.memory_table import memory_report
 from bnfree.lightning_modules.training.config.parser import CommandParser
-from bnfree.lightning_modules.training.config.sources import SOURCE, options_of, parse, take_positionals
-from bnfree.lightning_modules.training.network import add_network_arguments, build_network, image_shape, load_weights
+from bnfree.lightning_modules.training.config.sources import SOURCE, options_of, take_positionals
+from bnfree.lightning_modules.training.network import (
+    add_network_arguments,
+    build_network,
+    image_shape,
+    load_weights,
+    parse,
+)
 
 DESCRIPTION = f"""Counts the operations, parameters and stored bits of each layer of a network. CONFIG|RUN|CHECKPOINT is
 {SOURCE}; of a run directory it is the last checkpoint, with its pruning masks. Options of the model beat it, such as

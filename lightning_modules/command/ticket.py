@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from bnfree.errors import InputError
-from bnfree.lightning_modules.training.quiet import quieten
+from bnfree.lightning_modules.training.messages import quieten
 from bnfree.names import did_you_mean
 
 

@@ -18,11 +18,15 @@ from bnfree.lightning_modules.command.recipe_options import RecipeArguments, as_
 from bnfree.lightning_modules.experiments.recipe_file import REFERENCE, Stage, read_recipe, selected_stages
 from bnfree.lightning_modules.experiments.stage_results import StageResult, read_result, results_table, write_result
 from bnfree.lightning_modules.training import fit as training
-from bnfree.lightning_modules.training.lock import only_one
-from bnfree.lightning_modules.training.messages import say
+from bnfree.lightning_modules.training.messages import quieten, say
 from bnfree.lightning_modules.training.parsed_fit import ParsedFit, changes, parse_fit
-from bnfree.lightning_modules.training.quiet import quieten
-from bnfree.lightning_modules.training.run_directory import CHECKPOINTS, discard_start, is_child, latest_config
+from bnfree.lightning_modules.training.run_directory import (
+    CHECKPOINTS,
+    discard_start,
+    is_child,
+    latest_config,
+    only_one,
+)
 
 RECIPE = "recipe.yaml"
 HELP = """usage: bnfree recipe RECIPE [--run_dir DIR] [--stages A,B] [--carry last|best] [options]

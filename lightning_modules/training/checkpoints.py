@@ -1,4 +1,4 @@
-"""What a checkpoint remembers, compared with what the user asks for."""
+"""Checkpoint files: written as a whole, and read for what they remember of the run they are from."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from bnfree.errors import InputError
+from bnfree.files import whole_file
 from bnfree.names import did_you_mean
 
 
@@ -106,63 +107,24 @@ def check_resumable(checkpoint: dict[str, Any], path: str) -> None:
         )
 
 
-def check_fits(model: LightningModule, checkpoint: dict[str, Any], path: str) -> None:
-    """Compares names and shapes of a checkpoint's weights with a model's, before anything is loaded.
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a local checkpoint beside its place and renames it.
 
-    Raises:
-        InputError: they differ.
+    Lightning writes into the system's temporary directory and moves the file. Where that is another file system, as on
+    most clusters, moving is copying, and a process that is killed meanwhile leaves a truncated checkpoint in place of
+    the good one.
     """
-    if not model.strict_loading or type(model).on_load_checkpoint is not LightningModule.on_load_checkpoint:
-        return
-    if type(model).configure_model is not LightningModule.configure_model:
-        return
-    check_weights(model.state_dict(), checkpoint["state_dict"], _described(model), checkpoint, path)
 
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Saves a checkpoint; addresses other than local paths are left to Lightning.
 
-def check_weights(
-    current: dict[str, Any], weights: dict[str, Any], name: str, checkpoint: dict[str, Any], path: str
-) -> None:
-    """Compares names and shapes of weights with those of a model.
-
-    Args:
-        current: state dict of the model.
-        weights: state dict to be loaded.
-        name: what the model is, for the message.
-        checkpoint: where the weights are from.
-        path: its file.
-
-    Raises:
-        InputError: they differ.
-    """
-    # A pruned network's masks load into a freshly built one.
-    missing = sorted(key for key in set(current) - set(weights) if not key.endswith(".mask"))
-    unexpected = sorted(key for key in set(weights) - set(current) if not key.endswith(".mask"))
-    reshaped = sorted(k for k in set(current) & set(weights) if current[k].shape != weights[k].shape)
-    problems = [f"lacks {_some(missing)}"] if missing else []
-    problems += [f"has {_some(unexpected)} in addition"] if unexpected else []
-    if reshaped:
-        shapes = f"{tuple(weights[reshaped[0]].shape)} in place of {tuple(current[reshaped[0]].shape)}"
-        problems.append(f"has {_some(reshaped)} with shape {shapes}")
-    if problems:
-        raise InputError(
-            f"ckpt_path={path!r}, written by {_written_by(checkpoint)}, does not fit {name}: it "
-            f"{' and '.join(problems)}; leave out what you changed in the model, or give a checkpoint of this model."
-        )
-
-
-def _some(keys: list[str]) -> str:
-    return repr(keys[0]) + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")
-
-
-def _described(model: LightningModule) -> str:
-    backbone = getattr(model, "backbone", None)
-    return type(model).__name__ + (f" with {type(backbone).__name__}" if backbone is not None else "")
-
-
-def _written_by(checkpoint: dict[str, Any]) -> str:
-    section = remembered_config(checkpoint).get("model")
-    if section is None:
-        return "an unnamed model"
-    backbone = section["init_args"].get("backbone")
-    name = section["class_path"].rpartition(".")[2]
-    return name + (f" with {backbone['class_path'].rpartition('.')[2]}" if isinstance(backbone, dict) else "")
+        Args:
+            checkpoint: what to save.
+            path: where.
+            storage_options: not used, as in Lightning's own.
+        """
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        with whole_file(path) as unfinished:
+            torch.save(checkpoint, unfinished)

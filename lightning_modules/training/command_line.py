@@ -24,14 +24,13 @@ from bnfree.errors import InputError
 from bnfree.import_names import search_working_directory
 from bnfree.lightning_modules.training import run_directory
 from bnfree.lightning_modules.training.changed_settings import changed_settings
-from bnfree.lightning_modules.training.checkpoint_io import AtomicCheckpointIO
 from bnfree.lightning_modules.training.checkpoints import (
+    AtomicCheckpointIO,
     check_resumable,
     differences,
     read_checkpoint,
     remembered_config,
 )
-from bnfree.lightning_modules.training.config.arguments import complete_arguments, is_local, values_of
 from bnfree.lightning_modules.training.config.explanations import (
     explain,
     explain_runtime_error,
@@ -39,11 +38,11 @@ from bnfree.lightning_modules.training.config.explanations import (
     first_cause,
 )
 from bnfree.lightning_modules.training.config.parser import ALWAYS_ON, CommandParser, ParseFailure, add_arguments
-from bnfree.lightning_modules.training.defaults import default_callbacks, default_loggers
-from bnfree.lightning_modules.training.messages import say, say_where_things_are
-from bnfree.lightning_modules.training.quiet import quieten
-from bnfree.lightning_modules.training.saved_config import SavedConfig
-from bnfree.lightning_modules.training.ticket_weights import checkpoint_to_load
+from bnfree.lightning_modules.training.config.sources import complete_arguments, is_local, values_of
+from bnfree.lightning_modules.training.default_callbacks import SavedConfig, default_callbacks
+from bnfree.lightning_modules.training.loading import checkpoint_to_load
+from bnfree.lightning_modules.training.loggers import default_loggers
+from bnfree.lightning_modules.training.messages import quieten, say, say_where_things_are
 
 # Short names in a config are those of imported classes, and packages import theirs on first use only.
 for _package in (bnfree.backbones, bnfree.callbacks, bnfree.datamodules):

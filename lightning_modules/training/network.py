@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from argparse import SUPPRESS
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from jsonargparse import ActionConfigFile, Namespace
@@ -13,10 +13,14 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import nn
 
 from bnfree.errors import InputError
+from bnfree.import_names import search_working_directory
 from bnfree.lightning_modules.training import command_line as _short_names  # noqa: F401
-from bnfree.lightning_modules.training.checkpoints import check_weights, read_checkpoint
-from bnfree.lightning_modules.training.config.explanations import first_cause
+from bnfree.lightning_modules.training.checkpoints import read_checkpoint
+from bnfree.lightning_modules.training.config.explanations import explain, first_cause
 from bnfree.lightning_modules.training.config.parser import CommandParser, ParseFailure, add_arguments
+from bnfree.lightning_modules.training.config.sources import complete_arguments
+from bnfree.lightning_modules.training.loading import check_weights
+from bnfree.lightning_modules.training.messages import quieten
 from bnfree.tickets import is_ticket, read_ticket
 
 
@@ -46,6 +50,25 @@ def add_network_arguments(parser: CommandParser, shown_too: Collection[str] = ()
     for action in parser._actions:
         if id(action) not in shown and not {action.dest, action.dest.partition(".")[0]} & set(shown_too):
             action.help = SUPPRESS
+
+
+def parse(parser: CommandParser, arguments: Sequence[str]) -> Namespace:
+    """Parses a subcommand's options, of which `--ckpt_path` alone leads to a config.
+
+    Args:
+        parser: the subcommand's parser.
+        arguments: subcommand and options.
+
+    Raises:
+        InputError: a mistake in what the user gave.
+    """
+    quieten(arguments[0])
+    search_working_directory()
+    arguments = complete_arguments(arguments)
+    try:
+        return parser.parse_args(arguments[1:])
+    except ParseFailure as failure:
+        raise InputError(explain(failure.message, arguments, {arguments[0]: parser})) from None
 
 
 def network_of(config: Path) -> tuple[nn.Module, str, tuple[int, ...]]:

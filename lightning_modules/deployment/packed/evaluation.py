@@ -13,9 +13,9 @@ from bnfree.datamodules.batches import RawBatch
 from bnfree.errors import InputError
 from bnfree.lightning_modules.deployment.packed.model import OptionsParser, load_model
 from bnfree.lightning_modules.training.config.parser import CommandParser
-from bnfree.lightning_modules.training.config.sources import parse, take_positionals
+from bnfree.lightning_modules.training.config.sources import take_positionals
 from bnfree.lightning_modules.training.messages import say
-from bnfree.lightning_modules.training.network import add_network_arguments, build_data
+from bnfree.lightning_modules.training.network import add_network_arguments, build_data, parse
 from bnfree.packing import NetworkInfo, PackedNetwork
 
 DESCRIPTION = """Tests a packed network on the test images of a data module, which --data or the data section of a

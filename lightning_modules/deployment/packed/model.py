@@ -12,8 +12,7 @@ from typing import NoReturn
 import torch
 
 from bnfree.errors import InputError
-from bnfree.lightning_modules.training.config.arguments import values_of
-from bnfree.lightning_modules.training.config.sources import take_positionals
+from bnfree.lightning_modules.training.config.sources import take_positionals, values_of
 from bnfree.packing import PackedNetwork, is_packed, load, pretrained_path
 from bnfree.packing.engines import EngineName
 

@@ -24,10 +24,8 @@ from bnfree.lightning_modules.experiments.lottery.level_training import STEP1, L
 from bnfree.lightning_modules.experiments.lottery.planning import LotteryRun
 from bnfree.lightning_modules.experiments.lottery.pruning import carried_ticket
 from bnfree.lightning_modules.reports.lottery.control_table import control_table
-from bnfree.lightning_modules.training.lock import only_one
-from bnfree.lightning_modules.training.messages import say
-from bnfree.lightning_modules.training.quiet import quieten
-from bnfree.lightning_modules.training.run_directory import is_child
+from bnfree.lightning_modules.training.messages import quieten, say
+from bnfree.lightning_modules.training.run_directory import is_child, only_one
 from bnfree.tickets import Ticket, load_ticket
 
 

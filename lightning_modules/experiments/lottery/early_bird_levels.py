@@ -27,10 +27,9 @@ from bnfree.lightning_modules.experiments.lottery.levels import describe, prepar
 from bnfree.lightning_modules.experiments.lottery.planning import LotteryRun
 from bnfree.lightning_modules.experiments.lottery.pruning import rewound
 from bnfree.lightning_modules.experiments.lottery.unchanged import REMEDY, write_settings
-from bnfree.lightning_modules.training.lock import only_one
 from bnfree.lightning_modules.training.messages import say
 from bnfree.lightning_modules.training.parsed_fit import changes
-from bnfree.lightning_modules.training.run_directory import is_child, latest_config
+from bnfree.lightning_modules.training.run_directory import is_child, latest_config, only_one
 from bnfree.tickets import Ticket, load_ticket, mask_statistics
 
 CALLBACK = "bnfree.callbacks.EarlyBird"

@@ -15,13 +15,13 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.strategies import StrategyRegistry
 
-from bnfree.lightning_modules.training.config.arguments import values_of
 from bnfree.lightning_modules.training.config.known_classes import (
     class_names,
     importable_near,
     names_in_module,
     options_of,
 )
+from bnfree.lightning_modules.training.config.sources import values_of
 from bnfree.lightning_modules.training.config.value_types import explain_value
 from bnfree.names import did_you_mean, nearest
 

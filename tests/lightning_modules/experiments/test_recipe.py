@@ -117,12 +117,12 @@ class StopIn(Callback):
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 6])
 def test_interrupted_stage_goes_on_to_the_same_weights(recipe, bnfree, finished, monkeypatch, step):
-    from bnfree.lightning_modules.training import defaults
+    from bnfree.lightning_modules.training import default_callbacks as defaults
 
     original = defaults.default_callbacks
     stop = StopIn(step)
     monkeypatch.setattr(
-        "bnfree.lightning_modules.training.fit.default_callbacks",
+        "bnfree.lightning_modules.training.command_line.default_callbacks",
         lambda options, always_on, directory: [
             *original(options, always_on, directory), *([stop] if directory.name == "step2" else []),
         ],

@@ -49,11 +49,11 @@ def recorded(monkeypatch):
 
 
 def _record(patch):
-    from bnfree.lightning_modules.training import defaults
+    from bnfree.lightning_modules.training import default_callbacks as defaults
 
     original = defaults.default_callbacks
     patch.setattr(
-        "bnfree.lightning_modules.training.fit.default_callbacks",
+        "bnfree.lightning_modules.training.command_line.default_callbacks",
         lambda options, always_on, directory: [*original(options, always_on, directory), Recorder()],
     )
 

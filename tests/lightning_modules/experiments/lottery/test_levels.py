@@ -32,11 +32,11 @@ class Recorder(Callback):
 @pytest.fixture
 def recorded(monkeypatch):
     """Every fit of the test has a `Recorder`."""
-    from bnfree.lightning_modules.training import defaults
+    from bnfree.lightning_modules.training import default_callbacks as defaults
 
     original = defaults.default_callbacks
     monkeypatch.setattr(
-        "bnfree.lightning_modules.training.fit.default_callbacks",
+        "bnfree.lightning_modules.training.command_line.default_callbacks",
         lambda options, always_on, directory: [*original(options, always_on, directory), Recorder()],
     )
 
@@ -48,11 +48,11 @@ def run(tmp_path_factory):
     write_lottery(project, rewind_point="3it")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
-        from bnfree.lightning_modules.training import defaults
+        from bnfree.lightning_modules.training import default_callbacks as defaults
 
         original = defaults.default_callbacks
         patch.setattr(
-            "bnfree.lightning_modules.training.fit.default_callbacks",
+            "bnfree.lightning_modules.training.command_line.default_callbacks",
             lambda options, always_on, directory: [*original(options, always_on, directory), Recorder()],
         )
         assert main(["lottery", "run", "lottery.yaml"]) == 0
@@ -162,12 +162,12 @@ class StopIn(Callback):
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [3, 6])
 def test_interrupted_level_goes_on_to_the_same_results(run, project, bnfree, monkeypatch, step):
-    from bnfree.lightning_modules.training import defaults
+    from bnfree.lightning_modules.training import default_callbacks as defaults
 
     write_lottery(project, rewind_point="3it")
     original, stop = defaults.default_callbacks, StopIn(step)
     monkeypatch.setattr(
-        "bnfree.lightning_modules.training.fit.default_callbacks",
+        "bnfree.lightning_modules.training.command_line.default_callbacks",
         lambda options, always_on, directory: [
             *original(options, always_on, directory), *([stop] if directory.name == "level_02" else []),
         ],

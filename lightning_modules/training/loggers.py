@@ -1,14 +1,35 @@
-"""Metrics as a CSV file that a resumed run continues."""
+"""TensorBoard and CSV, of which a resumed run continues both."""
 
 from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
+
+from bnfree.files import whole_file
+from bnfree.lightning_modules.training.run_directory import METRICS, run_directory_of
+
+
+def default_loggers(directory: Path, resumed_from: str | None, first_step: int) -> list[Logger]:
+    """TensorBoard and CSV, both straight into the run directory.
+
+    Args:
+        directory: the run directory.
+        resumed_from: checkpoint that the run goes on from, if any; the rows of its run come first in `metrics.csv`.
+        first_step: global step of that checkpoint.
+    """
+    earlier_run = run_directory_of(resumed_from) if resumed_from is not None else None
+    earlier = earlier_run / METRICS if earlier_run is not None else None
+    # A resumed run hides what TensorBoard has from beyond the checkpoint.
+    purge: dict[str, Any] = {"purge_step": first_step} if first_step else {}
+    return [
+        TensorBoardLogger(directory, name="", version="", default_hp_metric=False, **purge),
+        ContinuedCSVLogger(directory, earlier, first_step),
+    ]
 
 
 class ContinuedCSVLogger(CSVLogger):
@@ -58,9 +79,7 @@ class _Writer(ExperimentWriter):
             path.unlink(missing_ok=True)
             return
         self.metrics_keys = sorted(rows[0])
-        complete = path.with_suffix(".new")
-        with complete.open("w", newline="") as file:
+        with whole_file(path) as unfinished, unfinished.open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
             writer.writeheader()
             writer.writerows(rows)
-        complete.replace(path)
