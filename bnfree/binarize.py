@@ -8,6 +8,7 @@ everywhere.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -15,60 +16,84 @@ from torch import Tensor, nn
 
 from bnfree.errors import InputError
 from bnfree.lean.activations import LeanRSign
+from bnfree.lean.derivative import QUADRATIC, WINDOW, Derivative
+from bnfree.plugins import name_of, register, resolve
 
-ESTIMATORS: dict[str, type[SignEstimator]] = {}
-"""Every estimator by its name; defining a subclass of `SignEstimator` adds it."""
+KIND = "sign_estimator"
 
 
-class SignEstimator(torch.autograd.Function):
-    """Sign in the forward pass, `gradient * slope(x)` in the backward pass.
+class SignEstimator:
+    """What stands for the derivative of the sign in the backward pass: `gradient * slope(x)`.
 
-    A new estimator is a subclass with a `name` and a `slope`:
+    A new estimator is a subclass with a `slope`, a plain function:
 
         class Triangle(SignEstimator):
-            name = "triangle"
+            jumps = ()
 
             @staticmethod
             def slope(x):
                 return (1 - x.abs()).clamp(min=0)
 
-    after which `sign(x, "triangle")` and every `estimator` option of the networks know it.
+    `sign(x, Triangle)`, `sign(x, "my_estimators.Triangle")` and every `estimator` option of the networks take it. One
+    with a `name` is found by that, too, once its module has been imported.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str] = ""
+    kernel_code: ClassVar[int | None] = None
+    """Which of the derivatives that are compiled (`bnfree.lean.derivative`) the slope is; None: gradients are computed
+    by `slope`, more slowly. Not inherited by a subclass with another slope."""
+    jumps: ClassVar[tuple[float, ...] | None] = None
+    """Where the slope is not continuous, () if it is everywhere: the fast mode `half_saved` carries no value across
+    them. None: not known, and the mode leaves the units alone. Not inherited by a subclass with another slope."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        ESTIMATORS[cls.name] = cls
-        slope = cls.slope
-
-        # torch.compile traces a plain function with the slope in its closure, but no classmethod.
-        def backward(ctx: Any, gradient: Tensor) -> Tensor:
-            (x,) = ctx.saved_tensors
-            return gradient * slope(x)
-
-        cls.backward = staticmethod(backward)  # type: ignore[method-assign]
+        if "slope" in cls.__dict__:
+            cls.kernel_code, cls.jumps = cls.__dict__.get("kernel_code"), cls.__dict__.get("jumps")
+        if cls.__dict__.get("name"):
+            register(KIND, cls.name, cls)
 
     @staticmethod
     def slope(x: Tensor) -> Tensor:
         """Surrogate derivative of sign at `x`, same shape and dtype as `x`."""
         raise NotImplementedError
 
+    @classmethod
+    def derivative(cls) -> Derivative:
+        """The slope with what is declared about it, as the lean path takes it."""
+        return Derivative(cls.slope, cls.kernel_code, cls.jumps, cls.__dict__.get("name") or cls.__name__)
+
+
+Estimator = str | type[SignEstimator]
+"""A name, a dotted path or a class."""
+
+
+class _Sign(torch.autograd.Function):
+    """Sign of `x`, whose backward is `gradient * slope(x)`."""
+
     @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        """Sign of `x` in the dtype of `x`: exactly -1 or +1, and +1 at 0."""
+    def forward(x: Tensor, slope: Callable[[Tensor], Tensor]) -> Tensor:
+        """Exactly -1 or +1 in the dtype of `x`, and +1 at 0."""
         return (x >= 0).to(x.dtype).mul_(2).sub_(1)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keeps `x`; every slope is a function of it alone."""
-        ctx.save_for_backward(inputs[0])
+        x, ctx.slope = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """Differentiable once more, as far as the slope is."""
+        (x,) = ctx.saved_tensors
+        return gradient * ctx.slope(x), None
 
 
 class PiecewiseQuadratic(SignEstimator):
     """Bi-Real Net's ApproxSign: derivative 2 - 2|x| on [-1, 1], else 0."""
 
     name = "approx"
+    kernel_code, jumps = QUADRATIC, ()
 
     @staticmethod
     def slope(x: Tensor) -> Tensor:
@@ -80,6 +105,7 @@ class ClippedIdentity(SignEstimator):
     """The straight-through estimator with a window: derivative 1 on [-1, 1], else 0."""
 
     name = "ste"
+    kernel_code, jumps = WINDOW, (-1.0, 1.0)
 
     @staticmethod
     def slope(x: Tensor) -> Tensor:
@@ -91,6 +117,7 @@ class SigmoidDerivative(SignEstimator):
     """A&B BNN's estimator (CVPR 2024): the derivative of 2 sigmoid(3x) - 1, a window whose tails never end."""
 
     name = "sigmoid"
+    jumps = ()
 
     @staticmethod
     def slope(x: Tensor) -> Tensor:
@@ -98,32 +125,41 @@ class SigmoidDerivative(SignEstimator):
         return torch.sigmoid(3 * x).mul_(torch.sigmoid(-3 * x)).mul_(6)
 
 
-def get_estimator(name: str) -> type[SignEstimator]:
-    """The estimator of that name.
+def get_estimator(estimator: Estimator) -> type[SignEstimator]:
+    """The class that a name or a dotted path stands for.
 
     Raises:
-        InputError: no estimator has that name.
+        InputError: no such estimator, or something that has no `slope`.
     """
-    if name not in ESTIMATORS:
-        raise InputError(f"estimator={name!r} is not known; choose one of {', '.join(sorted(ESTIMATORS))}.")
-    return ESTIMATORS[name]
+    found: type[SignEstimator] = resolve(KIND, estimator, "estimator")
+    if not (isinstance(found, type) and issubclass(found, SignEstimator)):
+        raise InputError(f"estimator={estimator!r} is no estimator; give a subclass of bnfree.binarize.SignEstimator.")
+    return found
 
 
-def sign(x: Tensor, estimator: str = "approx") -> Tensor:
-    """Binarises `x` to -1 and +1 with a surrogate gradient; 0 becomes +1.
+def sign(x: Tensor, estimator: Estimator = "approx") -> Tensor:
+    """Signs of `x`, -1 and +1, with a surrogate gradient; 0 becomes +1.
 
     Args:
         x: any shape, floating point.
         estimator: `approx` (piecewise quadratic, derivative 2 - 2|x| on [-1, 1]), `ste` (clipped identity), `sigmoid`
-            (derivative of 2 sigmoid(3x) - 1), or the name of a subclass of `SignEstimator`.
+            (derivative of 2 sigmoid(3x) - 1), the dotted path of a subclass of `SignEstimator`, or such a class.
 
     Returns:
         Same shape and dtype as `x`, every element exactly -1 or +1.
 
     Raises:
         InputError: unknown estimator.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([-2.0, -0.25, 0.0], requires_grad=True)
+        >>> y = sign(x)
+        >>> y.sum().backward()
+        >>> y.tolist(), x.grad.tolist()
+        ([-1.0, -1.0, 1.0], [0.0, 1.5, 2.0])
     """
-    return get_estimator(estimator).apply(x)
+    return _Sign.apply(x, get_estimator(estimator).slope)
 
 
 class RSign(nn.Module):
@@ -142,24 +178,34 @@ class RSign(nn.Module):
 
     lean: bool
 
-    def __init__(self, channels: int, estimator: str = "approx") -> None:
+    def __init__(self, channels: int, estimator: Estimator = "approx") -> None:
         super().__init__()
         self.lean = True
-        get_estimator(estimator)
         self.estimator = estimator
         self.shift = nn.Parameter(torch.zeros(channels))
+
+    @property
+    def estimator(self) -> Estimator:
+        """As it was given; may be set."""
+        return self._estimator
+
+    @estimator.setter
+    def estimator(self, estimator: Estimator) -> None:
+        # Looked up here and not in the forward, where torch.compile could not follow.
+        self.derivative = get_estimator(estimator).derivative()
+        self._estimator = estimator
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         """sign(scale * x + shift), where `scale` is a scalar tensor (beta of the residual block) or None for 1."""
         if self.lean and x.dim() == 4 and not (scale is not None and scale.requires_grad):
-            return LeanRSign.apply(x, self.shift, scale, get_estimator(self.estimator).slope)
+            return LeanRSign.apply(x, self.shift, scale, self.derivative)
         shift = self.shift.view(1, -1, 1, 1)
         wide = x.to(torch.promote_types(x.dtype, shift.dtype))
         # Product and sum are rounded each on its own, as everywhere: a fused operation would now and then decide
         # otherwise on a value that lies on its threshold.
         threshold_form = wide + shift if scale is None else wide * scale + shift
-        return sign(threshold_form, self.estimator).to(x.dtype)
+        return _Sign.apply(threshold_form, self.derivative.slope).to(x.dtype)
 
     def extra_repr(self) -> str:
         """What `print` shows of the layer."""
-        return f"{self.shift.numel()}, estimator={self.estimator}"
+        return f"{self.shift.numel()}, estimator={name_of(KIND, get_estimator(self.estimator))}"

@@ -13,6 +13,7 @@ from torch import nn
 
 from bnfree.backbones.residual import BlockNames, Norm, ReActNet, ResidualUnit, Stem, StemKind, Variant
 from bnfree.backbones.variance import normalizer_free_betas, public_betas_reactnet18
+from bnfree.binarize import Estimator
 from bnfree.errors import InputError
 
 BLOCKS_PER_STAGE = [4, 4, 4, 4]
@@ -56,7 +57,7 @@ class ReActNet18(ReActNet):
         width: int = 64,
         reference: bool = False,
         in_channels: int = 3,
-        estimator: str = "approx",
+        estimator: Estimator = "approx",
         binary_shortcut: bool | None = None,
         blocks_per_stage: list[int] | None = None,
         lean: bool = True,

@@ -13,6 +13,7 @@ from torch import nn
 
 from bnfree.backbones.residual import BlockNames, Norm, ReActNet, ResidualUnit, Stem, StemKind, Variant
 from bnfree.backbones.variance import normalizer_free_betas, public_betas_reactnet_a
+from bnfree.binarize import Estimator
 from bnfree.errors import InputError
 
 # Output channels of each block as a multiple of the stem's, and its stride.
@@ -59,7 +60,7 @@ class ReActNetA(ReActNet):
         width: int = 32,
         reference: bool = False,
         in_channels: int = 3,
-        estimator: str = "approx",
+        estimator: Estimator = "approx",
         repeated_blocks: int = 5,
         lean: bool = True,
         fast: list[str] | None = None,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bnfree.activations import RPReLU
-from bnfree.binarize import RSign, get_estimator
+from bnfree.binarize import Estimator, RSign, get_estimator
 from bnfree.convolution import BinaryConv2d
 from bnfree.errors import InputError
 from bnfree.lean.chain import run_chain
@@ -29,7 +29,7 @@ class Variant:
     binary_shortcut: bool
     alpha: float
     reference: bool
-    estimator: str
+    estimator: Estimator
 
     def __post_init__(self) -> None:
         if self.norm not in ("bn_free", "batch_norm", "none"):

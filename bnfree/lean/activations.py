@@ -14,12 +14,13 @@ from torch.nn import functional as F
 
 from bnfree.lean import kernels
 from bnfree.lean.blocks import Planes, part, put, slot
+from bnfree.lean.derivative import Derivative
 from bnfree.lean.function import Function
 from bnfree.lean.refusal import once
 
 
 def rprelu(x: Tensor, shift_in: Tensor, slope: Tensor, shift_out: Tensor) -> tuple[Tensor, Tensor]:
-    """T and y of RPReLU; `x` (1 or N, C, H, W), parameters (1, C, 1, 1) of the same dtype."""
+    """The pair t and y of RPReLU; `x` (1 or N, C, H, W), parameters (1, C, 1, 1) of the same dtype."""
     t = x + shift_in
     return t, F.prelu(t, slope.view(-1)).add_(shift_out)
 
@@ -30,13 +31,13 @@ def rprelu_gradients(
     """Gradient of x, in `memory` if given, and those of shift_in, slope and shift_out, (C,) each; `t` is used up."""
     positive = torch.ops.aten.threshold_backward(gradient, t, 0)
     negative = gradient - positive
-    of_slope = channel_sum(t.mul_(negative))
-    of_x = torch.add(negative.mul_(slope), positive, out=memory)
-    return of_x, [channel_sum(of_x), of_slope, channel_sum(gradient)]
+    grad_slope = channel_sum(t.mul_(negative))
+    grad_x = torch.add(negative.mul_(slope), positive, out=memory)
+    return grad_x, [channel_sum(grad_x), grad_slope, channel_sum(gradient)]
 
 
 def presign(x: Tensor, shift: Tensor, beta: Tensor | None) -> Tensor:
-    """V = beta * x + shift in the wider dtype of both, new memory."""
+    """The sum v = beta * x + shift in the wider dtype of both, new memory."""
     wide = torch.promote_types(x.dtype, shift.dtype)
     return x.to(wide) + shift if beta is None else (x.to(wide) * beta).add_(shift)
 
@@ -106,9 +107,9 @@ class LeanRPReLU(Function):
         """Gradients of x, shift_in, slope, shift_out."""
         x, shift_in, slope = ctx.saved_tensors
         if kernels.applies(x, shift_in, slope, gradient):
-            of_x = torch.empty_like(x)
-            sums = kernels.leave(x, (shift_in, slope, shift_in), shift_in, None, None, gradient, None, of_x)
-            return once(gradient, [of_x, *sums[:3].unbind()])
+            grad_x = torch.empty_like(x)
+            sums = kernels.leave(x, (shift_in, slope, shift_in), shift_in, None, None, gradient, None, grad_x)
+            return once(gradient, [grad_x, *sums[:3].unbind()])
         with torch.no_grad():
             planes = Planes(x)
             shifts, slopes = (planes.per_channel(p.to(x.dtype)) for p in (shift_in, slope))
@@ -119,19 +120,19 @@ class LeanRPReLU(Function):
             for block in planes.blocks:
                 t = part(source, block, 1) + part(shifts, block, 1)
                 memory = slot(target, block, t.dtype)
-                of_x, block_sums = rprelu_gradients(t, part(incoming, block, 1), part(slopes, block, 1), memory)
-                target = put(target, block, of_x, memory=memory)
+                grad_x, block_sums = rprelu_gradients(t, part(incoming, block, 1), part(slopes, block, 1), memory)
+                target = put(target, block, grad_x, memory=memory)
                 blocks.append(block_sums)
             assert target is not None
-            of_parameters = [sums.to(slope.dtype) for sums in planes.channel_sums(blocks)]
-        return once(gradient, [target.view(x.shape), *of_parameters])
+            grad_parameters = [sums.to(slope.dtype) for sums in planes.channel_sums(blocks)]
+        return once(gradient, [target.view(x.shape), *grad_parameters])
 
 
 class LeanRSign(Function):
-    """RSign that keeps its input; `slope` is the derivative of the estimator."""
+    """RSign that keeps its input."""
 
     @staticmethod
-    def forward(x: Tensor, shift: Tensor, beta: Tensor | None, slope: Any) -> Tensor:
+    def forward(x: Tensor, shift: Tensor, beta: Tensor | None, derivative: Derivative) -> Tensor:
         """`x` (N, C, H, W), `shift` (C,), `beta` () or None."""
         if kernels.applies(x, shift):
             return kernels.enter(x, (), shift, beta, 1.0, x.dtype)
@@ -149,17 +150,17 @@ class LeanRSign(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keeps the input."""
-        x, shift, beta, ctx.slope = inputs
+        x, shift, beta, ctx.derivative = inputs
         ctx.save_for_backward(x, shift, beta)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x and shift; beta is a constant."""
         x, shift, beta = ctx.saved_tensors
-        if kernels.applies(x, shift, gradient) and kernels.estimator_code(ctx.slope) is not None:
-            of_x = torch.empty_like(x)
-            sums = kernels.leave(x, (), shift, beta, ctx.slope, gradient, None, of_x)
-            return once(gradient, [of_x, sums[3], None, None])
+        if kernels.applies(x, shift, gradient) and ctx.derivative.has_kernel():
+            grad_x = torch.empty_like(x)
+            sums = kernels.leave(x, (), shift, beta, ctx.derivative, gradient, None, grad_x)
+            return once(gradient, [grad_x, sums[3], None, None])
         with torch.no_grad():
             planes = Planes(x)
             shifts = planes.per_channel(shift)
@@ -169,9 +170,9 @@ class LeanRSign(Function):
             for block in planes.blocks:
                 v = presign(part(source, block, 1), part(shifts, block, 1), beta)
                 memory = slot(target, block, v.dtype)
-                of_v = torch.mul(ctx.slope(v), part(incoming, block, 1), out=memory)
-                blocks.append([channel_sum(of_v)])
-                target = put(target, block, of_v if beta is None else of_v.mul_(beta), x.dtype, memory)
+                grad_v = torch.mul(ctx.derivative.slope(v), part(incoming, block, 1), out=memory)
+                blocks.append([channel_sum(grad_v)])
+                target = put(target, block, grad_v if beta is None else grad_v.mul_(beta), x.dtype, memory)
             assert target is not None
-            of_shift = planes.channel_sums(blocks)[0].to(shift.dtype)
-        return once(gradient, [target.view(x.shape), of_shift, None, None])
+            grad_shift = planes.channel_sums(blocks)[0].to(shift.dtype)
+        return once(gradient, [target.view(x.shape), grad_shift, None, None])

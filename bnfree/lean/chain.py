@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
 from bnfree.activations import RPReLU
-from bnfree.binarize import RSign, get_estimator
+from bnfree.binarize import RSign
 from bnfree.convolution import BinaryConv2d
 from bnfree.lean.elementwise import Entry, UnitRule
 from bnfree.lean.fast import check_available, modes_for
@@ -130,7 +130,7 @@ def _unit(unit: ResidualUnit, x: Tensor, pending: RPReLU | None, residual: bool,
     projection = unit.projection if residual else None
     layer = unit.convolution
     rule = UnitRule(
-        slope=get_estimator(unit.rsign.estimator).slope,
+        derivative=unit.rsign.derivative,
         weight=layer.rule,
         geometry=Geometry(layer.stride, layer.padding, layer.groups),
         alpha=unit.alpha,

@@ -24,16 +24,16 @@ def convolve(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
 
 
 def convolution_gradients(
-    gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, of_x: bool, of_weight: bool
+    gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, need_x: bool, need_weight: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of `x` and of `weight` for that of the output, all of one dtype."""
-    if not of_x and not of_weight:
+    if not need_x and not need_weight:
         return None, None
     results = torch.ops.aten.convolution_backward(
         gradient, x, weight, None, [geometry.stride] * 2, [geometry.padding] * 2, [1, 1], False, [0, 0],
-        geometry.groups, [of_x, of_weight, False],
+        geometry.groups, [need_x, need_weight, False],
     )  # fmt: skip
-    return results[0] if of_x else None, results[1] if of_weight else None
+    return results[0] if need_x else None, results[1] if need_weight else None
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -72,8 +72,8 @@ class LeanEffectiveWeight(Function):
         """Gradients of weight and gain."""
         weight, gain, mask, moments = ctx.saved_tensors
         with torch.no_grad():
-            of_weight, of_gain = weights.gradients(gradient, weight, gain, mask, moments, ctx.rule)
-        return once(gradient, [of_weight, of_gain, None, None])
+            grad_weight, grad_gain = weights.gradients(gradient, weight, gain, mask, moments, ctx.rule)
+        return once(gradient, [grad_weight, grad_gain, None, None])
 
 
 def convolve_prepared(x: Tensor, prepared: PreparedWeight, geometry: Geometry, dtype: torch.dtype) -> Tensor:
@@ -107,17 +107,17 @@ class LeanConvolution(Function):
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, weight and gain."""
         x, weight, gain, mask, moments = ctx.saved_tensors
-        of_x: Tensor | None
-        of_weight: Tensor | None
-        of_gain: Tensor | None
+        grad_x: Tensor | None
+        grad_weight: Tensor | None
+        grad_gain: Tensor | None
         with torch.no_grad():
             power = small_power(weight, ctx.dtype) if ctx.rule.binary else 1.0
             incoming = gradient.to(ctx.dtype) if power == 1 else (gradient * power).to(ctx.dtype)
             full = weights.rebuild(weight, gain, mask, moments, ctx.rule, 1 / power).to(ctx.dtype)
             needs = ctx.needs_input_grad[0], ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-            of_x, of_full = convolution_gradients(incoming, x.to(ctx.dtype), full, ctx.geometry, *needs)
-            of_x = None if of_x is None else of_x.to(x.dtype)
-            of_weight = of_gain = None
-            if of_full is not None:
-                of_weight, of_gain = weights.gradients(of_full, weight, gain, mask, moments, ctx.rule, 1 / power)
-        return once(gradient, [of_x, of_weight, of_gain, None, None, None])
+            grad_x, grad_full = convolution_gradients(incoming, x.to(ctx.dtype), full, ctx.geometry, *needs)
+            grad_x = None if grad_x is None else grad_x.to(x.dtype)
+            grad_weight = grad_gain = None
+            if grad_full is not None:
+                grad_weight, grad_gain = weights.gradients(grad_full, weight, gain, mask, moments, ctx.rule, 1 / power)
+        return once(gradient, [grad_x, grad_weight, grad_gain, None, None, None])

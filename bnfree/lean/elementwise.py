@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 from bnfree.lean import kernels
 from bnfree.lean.activations import channel_sum, presign, rprelu, rprelu_gradients, signs
 from bnfree.lean.blocks import Planes, part, put, slot
+from bnfree.lean.derivative import Derivative
 from bnfree.lean.geometry import Geometry
 from bnfree.lean.weights import WeightRule
 
@@ -19,8 +19,8 @@ from bnfree.lean.weights import WeightRule
 class UnitRule(NamedTuple):
     """How a unit computes."""
 
-    slope: Callable[[Tensor], Tensor]
-    """Derivative of the sign's estimator."""
+    derivative: Derivative
+    """Of the sign."""
     weight: WeightRule
     geometry: Geometry
     alpha: float
@@ -122,20 +122,20 @@ def combine(
 
 
 def leave(
-    u: Tensor, planes: Planes, entry: Entry, rule: UnitRule, of_s: Tensor, of_shortcut: Tensor | None
+    u: Tensor, planes: Planes, entry: Entry, rule: UnitRule, grad_s: Tensor, grad_shortcut: Tensor | None
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Gradients of u, which may be in the memory of `of_s`, and of the entry's parameters."""
-    of_s, of_shortcut = of_s.to(u.dtype), _cast(of_shortcut, u)
-    if kernels.applies(u, *entry[:4], of_s, of_shortcut) and kernels.estimator_code(rule.slope) is not None:
+    """Gradients of u, which may be in the memory of `grad_s`, and of the entry's parameters."""
+    grad_s, grad_shortcut = grad_s.to(u.dtype), _cast(grad_shortcut, u)
+    if kernels.applies(u, *entry[:4], grad_s, grad_shortcut) and rule.derivative.has_kernel():
         totals = kernels.leave(
-            u, entry[:3], entry.shift, entry.beta, rule.slope, of_s, of_shortcut, of_s, rule.pool
+            u, entry[:3], entry.shift, entry.beta, rule.derivative, grad_s, grad_shortcut, grad_s, rule.pool
         ).unbind()
-        return of_s, [*([None] * 3 if entry.slope is None else totals[:3]), totals[3]]
+        return grad_s, [*([None] * 3 if entry.slope is None else totals[:3]), totals[3]]
     parameters = _parameters(planes, entry, u)
     shift = planes.per_channel(entry.shift)
     assert shift is not None
-    source, outgoing = planes.view(u), planes.view(of_s)
-    residual = None if of_shortcut is None else planes.view(of_shortcut)
+    source, outgoing = planes.view(u), planes.view(grad_s)
+    residual = None if grad_shortcut is None else planes.view(grad_shortcut)
     target = None if planes.whole else outgoing
     blocks = []
     beta = entry.beta
@@ -145,24 +145,24 @@ def leave(
         if parameters[0] is not None:
             t, x = rprelu(x, *(part(p, block, 1) for p in parameters))
         v = presign(x, part(shift, block, 1), beta)
-        of_x = rule.slope(v) * part(outgoing, block, 1)
-        sums = [channel_sum(of_x)]
-        of_x = of_x.to(u.dtype) if beta is None else of_x.mul_(beta).to(u.dtype)
+        grad_x = rule.derivative.slope(v) * part(outgoing, block, 1)
+        sums = [channel_sum(grad_x)]
+        grad_x = grad_x.to(u.dtype) if beta is None else grad_x.mul_(beta).to(u.dtype)
         if residual is not None:
             back = part(residual, block, 1)
             if rule.pool:
                 back = _pool_gradient(back, x)
                 back = back if beta is None else back.mul_(beta.to(back.dtype))
-            of_x.add_(back)
+            grad_x.add_(back)
         if parameters[1] is not None:
-            memory = slot(target, block, of_x.dtype)
-            of_x, of_rprelu = rprelu_gradients(t, of_x, part(parameters[1], block, 1), memory)
-            sums = of_rprelu + sums
+            memory = slot(target, block, grad_x.dtype)
+            grad_x, grad_rprelu = rprelu_gradients(t, grad_x, part(parameters[1], block, 1), memory)
+            sums = grad_rprelu + sums
         blocks.append(sums)
-        target = put(target, block, of_x, memory=memory)
+        target = put(target, block, grad_x, memory=memory)
     assert target is not None
-    of_parameters = [total.to(entry.shift.dtype) for total in planes.channel_sums(blocks)]
-    return target.view(u.shape), [*[None] * (4 - len(of_parameters)), *of_parameters]
+    grad_parameters = [total.to(entry.shift.dtype) for total in planes.channel_sums(blocks)]
+    return target.view(u.shape), [*[None] * (4 - len(grad_parameters)), *grad_parameters]
 
 
 def _cast(parameter: Tensor | None, like: Tensor) -> Tensor | None:

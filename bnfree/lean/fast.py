@@ -179,7 +179,7 @@ def _format_of(x: Tensor) -> torch.memory_format:
 
 
 def gradients_bf16(
-    gradient: Tensor, s: Tensor, signs: Tensor, scale: Tensor, geometry: Geometry, of_s: bool, of_filters: bool
+    gradient: Tensor, s: Tensor, signs: Tensor, scale: Tensor, geometry: Geometry, need_s: bool, need_filters: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of `s` and of scale * signs, by convolutions in bfloat16.
 
@@ -189,15 +189,15 @@ def gradients_bf16(
         signs: (O, I, kH, kW), -1, 0 or +1.
         scale: float32 (O,), not 0.
         geometry: of the convolution.
-        of_s: whether the gradient of `s` is wanted.
-        of_filters: whether that of the filters is.
+        need_s: whether the gradient of `s` is wanted.
+        need_filters: whether that of the filters is.
 
     Returns:
         bfloat16 (N, I, H, W) and float32 (O, I, kH, kW), None where not wanted.
     """
     factors = scale.view(-1, 1, 1, 1)
     incoming = (gradient * factors.view(-1, 1, 1)).to(torch.bfloat16)
-    back, filters = convolution_gradients(incoming, s, signs.to(torch.bfloat16), geometry, of_s, of_filters)
+    back, filters = convolution_gradients(incoming, s, signs.to(torch.bfloat16), geometry, need_s, need_filters)
     return back, None if filters is None else filters / factors
 
 
@@ -233,12 +233,12 @@ def _bf16_works() -> bool:
     ones = torch.ones(1, 256, 8, 8, dtype=torch.bfloat16)
     weight = torch.ones(256, 256, 3, 3, dtype=torch.bfloat16)
     try:
-        of_x, of_weight = convolution_gradients(ones, ones, weight, Geometry(1, 1, 1), True, True)
+        grad_x, grad_weight = convolution_gradients(ones, ones, weight, Geometry(1, 1, 1), True, True)
     except RuntimeError:
         return False
-    assert of_x is not None
-    assert of_weight is not None
-    return of_x[0, 0, 4, 4].item() == 9 * 256 and of_weight[0, 0, 1, 1].item() == 64
+    assert grad_x is not None
+    assert grad_weight is not None
+    return grad_x[0, 0, 4, 4].item() == 9 * 256 and grad_weight[0, 0, 1, 1].item() == 64
 
 
 def _gpu_has_bf16() -> bool:

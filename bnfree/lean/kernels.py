@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bnfree.lean.derivative import IDENTITY, Derivative
+
 enabled = True
 # Networks whose tensors are all smaller do not wait for numba's import and gain little.
 FEWEST_ELEMENTS = 1 << 18
@@ -52,19 +54,6 @@ def _is_installed() -> bool:
         # Not installed, or not for this version of numpy.
         return False
     return True
-
-
-@cache
-def estimator_code(slope: Callable[[Tensor], Tensor]) -> int | None:
-    """Which derivative of the sign a function is, as `numba_planes` counts them; None: another one."""
-    from bnfree.binarize import ClippedIdentity, PiecewiseQuadratic
-    from bnfree.lean.numba_planes import QUADRATIC, WINDOW
-
-    codes: dict[Callable[[Tensor], Tensor], int] = {
-        PiecewiseQuadratic.slope: QUADRATIC,
-        ClippedIdentity.slope: WINDOW,
-    }
-    return codes.get(slope)
 
 
 def rprelu(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
@@ -123,7 +112,7 @@ def enter(
 
 
 def combine(u: Tensor, parameters: Sequence[Tensor | None], y: Tensor, scale: Tensor | None) -> Tensor:
-    """X + scale * y in the memory of `y`, where x is `u`, or RPReLU of it; `scale` (C,)."""
+    """The sum x + scale * y in the memory of `y`, where x is `u`, or RPReLU of it; `scale` (C,)."""
     from bnfree.lean.numba_planes import combine_planes
 
     scale = y.new_ones(y.shape[1]) if scale is None else scale
@@ -136,9 +125,9 @@ def leave(
     parameters: Sequence[Tensor | None],
     shift: Tensor,
     beta: Tensor | None,
-    slope: Callable[[Tensor], Tensor] | None,
-    of_signs: Tensor,
-    of_shortcut: Tensor | None,
+    derivative: Derivative | None,
+    grad_signs: Tensor,
+    grad_shortcut: Tensor | None,
     target: Tensor,
     pool: bool = False,
 ) -> Tensor:
@@ -149,34 +138,40 @@ def leave(
         parameters: as in `enter`.
         shift: (C,).
         beta: ().
-        slope: the derivative of the signs, one that has an `estimator_code`; None: there are no signs.
-        of_signs: the incoming gradient.
-        of_shortcut: that of the shortcut, of the shape of `enter`'s.
-        target: memory, may be that of `of_signs`.
+        derivative: of the signs, one that has a kernel; None: there are no signs.
+        grad_signs: the incoming gradient.
+        grad_shortcut: that of the shortcut, of the shape of `enter`'s.
+        target: memory, may be that of `grad_signs`.
         pool: as in `enter`.
 
     Returns:
         (4, C), gradients of shift_in, slope, shift_out (undefined without RPReLU) and shift.
     """
-    from bnfree.lean.numba_planes import IDENTITY, leave_planes
+    from bnfree.lean.numba_planes import leave_planes
 
-    code = IDENTITY if slope is None else estimator_code(slope)
+    code = IDENTITY if derivative is None else derivative.kernel_code
     images, channels, _, width = u.shape
     sums = u.new_empty(4, images * channels)
     _run(
         leave_planes, u, _array(u), _stack(parameters, u), shift.detach().numpy(), _scalar(beta, u), code,
-        _array(of_signs), _array(of_shortcut, u), width * pool, _array(target), sums.numpy(),
+        _array(grad_signs), _array(grad_shortcut, u), width * pool, _array(target), sums.numpy(),
     )  # fmt: skip
     return sums.view(4, images, channels).sum(1)
 
 
-def round_to_half(u: Tensor, parameters: Sequence[Tensor | None], shift: Tensor, beta: Tensor | None) -> Tensor:
+def round_to_half(
+    u: Tensor,
+    parameters: Sequence[Tensor | None],
+    shift: Tensor,
+    beta: Tensor | None,
+    jumps: Sequence[float] = (),
+) -> Tensor:
     """`u` (N, C, H, W), float32, rounded to float16 as `bnfree.lean.storage` says; parameters as in `enter`."""
     from bnfree.lean.numba_storage import round_planes
 
     target = torch.empty_like(u)
-    thresholds = -shift.detach()
-    _run(round_planes, u, _array(u), _stack(parameters, u), thresholds.numpy(), _scalar(beta, u), _array(target))
+    arguments = shift.detach().numpy(), _scalar(beta, u), u.new_tensor(jumps).numpy(), _array(target)
+    _run(round_planes, u, _array(u), _stack(parameters, u), *arguments)
     return target
 
 

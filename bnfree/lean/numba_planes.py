@@ -15,10 +15,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from bnfree.lean.derivative import IDENTITY, QUADRATIC, WINDOW
 from bnfree.machine_code import compiled
-
-QUADRATIC, WINDOW, IDENTITY = 0, 1, 2
-"""Derivatives: max(0, 2 - 2|v|); 1 where |v| <= 1, else 0; and 1, which is no sign at all."""
 
 
 @njit(fastmath={"reassoc"}, error_model="numpy")
@@ -120,7 +118,7 @@ def enter_planes(
 
 @compiled()
 def combine_planes(u: Any, rprelu: Any, y: Any, scale: Any, first: int, last: int) -> None:
-    """Y = x + scale * y, where x is RPReLU(u), or `u` where `rprelu` is (3, 0)."""
+    """The sum y = x + scale * y, where x is RPReLU(u), or `u` where `rprelu` is (3, 0)."""
     size, channels = u.shape[1], len(scale)
     scratch = np.empty(size, u.dtype)
     for plane in range(first, last):
@@ -136,7 +134,7 @@ def combine_planes(u: Any, rprelu: Any, y: Any, scale: Any, first: int, last: in
 
 @compiled()
 def leave_planes(
-    u: Any, rprelu: Any, shift: Any, beta: float, estimator: int, of_signs: Any, of_shortcut: Any, width: int,
+    u: Any, rprelu: Any, shift: Any, beta: float, estimator: int, grad_signs: Any, grad_shortcut: Any, width: int,
     target: Any, sums: Any, first: int, last: int,
 ) -> None:  # fmt: skip
     """Gradients back through signs, shortcut and RPReLU.
@@ -147,10 +145,10 @@ def leave_planes(
         shift: (C,), of the signs.
         beta: 1 where there is none.
         estimator: `QUADRATIC`, `WINDOW` or `IDENTITY`.
-        of_signs: gradient of the signs.
-        of_shortcut: gradient of x, or of pooled beta * x, or (0, 0).
+        grad_signs: gradient of the signs.
+        grad_shortcut: gradient of x, or of pooled beta * x, or (0, 0).
         width: of a plane of `u` if the shortcut is pooled, else 0.
-        target: gradient of `u`; may be `of_signs`.
+        target: gradient of `u`; may be `grad_signs`.
         sums: (4, planes): of the gradients of shift_in, slope, shift_out (only with RPReLU) and shift.
         first: plane.
         last: one behind.
@@ -160,7 +158,7 @@ def leave_planes(
     zero, one, two = u.dtype.type(0), u.dtype.type(1), u.dtype.type(2)
     for plane in range(first, last):
         c = plane % channels
-        source, incoming, outgoing = u[plane], of_signs[plane], target[plane]
+        source, incoming, outgoing = u[plane], grad_signs[plane], target[plane]
         x, offset, total = source, shift[c], zero
         if rprelu.shape[1] and estimator != IDENTITY:
             _rprelu(source, rprelu[0, c], rprelu[1, c], rprelu[2, c], scratch)
@@ -179,21 +177,21 @@ def leave_planes(
         else:
             h[:] = incoming
         sums[3, plane] = total
-        if width and of_shortcut.shape[1]:
-            _add_unpooled(of_shortcut[plane], width, beta, h)
-        elif of_shortcut.shape[1]:
-            residual = of_shortcut[plane]
+        if width and grad_shortcut.shape[1]:
+            _add_unpooled(grad_shortcut[plane], width, beta, h)
+        elif grad_shortcut.shape[1]:
+            residual = grad_shortcut[plane]
             for i in range(size):
                 h[i] += residual[i]
         if rprelu.shape[1]:
             shift_in, factor = rprelu[0, c], rprelu[1, c]
-            above, below, of_slope = zero, zero, zero
+            above, below, grad_slope = zero, zero, zero
             for i in range(size):
                 t = source[i] + shift_in
                 positive = zero if t <= zero else h[i]
                 negative = h[i] - positive
-                above, below, of_slope = plus(above, positive), plus(below, negative), plus(of_slope, t * negative)
+                above, below, grad_slope = plus(above, positive), plus(below, negative), plus(grad_slope, t * negative)
                 outgoing[i] = negative * factor + positive
-            sums[0, plane], sums[1, plane], sums[2, plane] = above + factor * below, of_slope, above + below
+            sums[0, plane], sums[1, plane], sums[2, plane] = above + factor * below, grad_slope, above + below
         else:
             outgoing[:] = h

@@ -113,7 +113,9 @@ class UnitStep(Function):
             moments.append(projection.moments)
         entry = Entry(shift_in, slope, shift_out, shift, beta)
         results = unit_forward(u, entry, prepared, projection, rule), torch.stack(moments)
-        return (*results, to_half(u, Planes(u), entry)) if runs_half_saved(rule, u) else results
+        if not runs_half_saved(rule, u):
+            return results
+        return (*results, to_half(u, Planes(u), entry, rule.derivative.jumps or ()))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -134,45 +136,47 @@ class UnitStep(Function):
         with torch.no_grad():
             u = u.to(ctx.input_dtype)
             planes = Planes(u)
-            of_entry, of_filters = any(needs[:5]), needs[6] or needs[7]
+            need_entry, need_filters = any(needs[:5]), needs[6] or needs[7]
             if runs_bf16(rule, ctx.dtype, u):
                 s, shortcut = enter(u, planes, entry, rule, rule.projection is not None, dtype=torch.bfloat16)
                 signs, scale = bare_signs(weight, gain, mask, moments[0], rule)
-                of_s, of_full = gradients_bf16(gradient, s, signs, scale, rule.geometry, of_entry, of_filters)
+                grad_s, grad_full = gradients_bf16(gradient, s, signs, scale, rule.geometry, need_entry, need_filters)
             else:
                 power = small_power(weight, ctx.dtype)
                 s, shortcut = enter(u, planes, entry, rule, rule.projection is not None, power)
                 full = weights.rebuild(weight, gain, mask, moments[0], rule.weight, rule.alpha).to(ctx.dtype)
-                of_s, of_full = convolution_gradients(
-                    gradient.to(ctx.dtype), s.to(ctx.dtype), full, rule.geometry, of_entry, of_filters
+                grad_s, grad_full = convolution_gradients(
+                    gradient.to(ctx.dtype), s.to(ctx.dtype), full, rule.geometry, need_entry, need_filters
                 )
-                if of_full is not None:
+                if grad_full is not None:
                     # s was power * sign.
-                    of_full = of_full.to(torch.promote_types(of_full.dtype, torch.float32))
-                    of_full = of_full if power == 1 else of_full / power
-            of_weight = of_gain = of_projection = of_projection_gain = None
-            if of_full is not None:
-                of_weight, of_gain = weights.gradients(of_full, weight, gain, mask, moments[0], rule.weight, rule.alpha)
-            of_shortcut: Tensor | None = None
+                    grad_full = grad_full.to(torch.promote_types(grad_full.dtype, torch.float32))
+                    grad_full = grad_full if power == 1 else grad_full / power
+            grad_weight = grad_gain = grad_projection = grad_projection_gain = None
+            if grad_full is not None:
+                grad_weight, grad_gain = weights.gradients(
+                    grad_full, weight, gain, mask, moments[0], rule.weight, rule.alpha
+                )
+            grad_shortcut: Tensor | None = None
             if rule.projection is not None:
                 assert shortcut is not None
                 full = weights.rebuild(
                     projection_weight, projection_gain, projection_mask, moments[1], rule.projection
                 ).to(ctx.dtype)
-                of_shortcut, of_full = convolution_gradients(
-                    gradient.to(ctx.dtype), shortcut.to(ctx.dtype), full, POINTWISE, of_entry, needs[9] or needs[10]
+                grad_shortcut, grad_full = convolution_gradients(
+                    gradient.to(ctx.dtype), shortcut.to(ctx.dtype), full, POINTWISE, need_entry, needs[9] or needs[10]
                 )
-                if of_full is not None:
-                    of_projection, of_projection_gain = weights.gradients(
-                        of_full, projection_weight, projection_gain, projection_mask, moments[1], rule.projection
+                if grad_full is not None:
+                    grad_projection, grad_projection_gain = weights.gradients(
+                        grad_full, projection_weight, projection_gain, projection_mask, moments[1], rule.projection
                     )
             elif rule.residual:
-                of_shortcut = gradient
+                grad_shortcut = gradient
                 if rule.repeats > 1:
-                    of_shortcut = gradient.unflatten(1, (rule.repeats, u.shape[1])).sum(1)
-            of_u: Tensor | None = None
-            of_parameters: list[Tensor | None] = [None] * 4
-            if of_s is not None:
-                of_u, of_parameters = leave(u, planes, entry, rule, of_s, of_shortcut)
-        results = [of_u, *of_parameters, None, of_weight, of_gain, None, of_projection, of_projection_gain, None, None]
-        return once(gradient, results)
+                    grad_shortcut = gradient.unflatten(1, (rule.repeats, u.shape[1])).sum(1)
+            grad_u: Tensor | None = None
+            grad_parameters: list[Tensor | None] = [None] * 4
+            if grad_s is not None:
+                grad_u, grad_parameters = leave(u, planes, entry, rule, grad_s, grad_shortcut)
+        of_weights = [grad_weight, grad_gain, None, grad_projection, grad_projection_gain, None]
+        return once(gradient, [grad_u, *grad_parameters, None, *of_weights, None])

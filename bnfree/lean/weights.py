@@ -129,14 +129,14 @@ def gradients(
         bend, share = strength * curvature, inward * share
     blocks = row_blocks(len(rows), rows.shape[1], weight.device)
     results = None if len(blocks) == 1 else torch.empty_like(rows)
-    of_gain = []
+    grad_gain = []
     for block in blocks:
         h, survivors = part(incoming, block), part(kept, block)
         if survivors is not None:
             h = h * survivors
         centred = _centred(part(rows, block), survivors, part(centre, block), rule)
         if gain is not None:
-            of_gain.append((_signs(centred.clone()).mul_(h) if rule.binary else centred * h).sum(1))
+            grad_gain.append((_signs(centred.clone()).mul_(h) if rule.binary else centred * h).sum(1))
         if window:
             h = h * (centred / part(divisor, block)).abs_().le_(1)
         result = h * part(inward, block)
@@ -149,7 +149,7 @@ def gradients(
     assert results is not None
     gain_gradient = None
     if gain is not None:
-        sums = of_gain[0] if len(of_gain) == 1 else torch.cat(of_gain)
+        sums = grad_gain[0] if len(grad_gain) == 1 else torch.cat(grad_gain)
         by = scale if rule.binary else 1 / divisor
         gain_gradient = (sums.unsqueeze(1) * by * factor).view_as(gain).to(gain.dtype)
     return _unmatrix(results, weight).to(weight.dtype), gain_gradient

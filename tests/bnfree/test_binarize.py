@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from bnfree.binarize import ESTIMATORS, RSign, SignEstimator, sign
+from bnfree.binarize import RSign, SignEstimator, sign
 from bnfree.errors import InputError
 
 # Both ends of the windows, the kink at 0 and its neighbours in float32, and a grid between.
@@ -81,15 +81,13 @@ def test_an_estimator_of_ones_own_is_a_few_lines():
         def slope(x):
             return (1 - x.abs()).clamp(min=0)
 
-    try:
+    for estimator in ("tent for this test", Tent):
         x = torch.tensor([-2.0, -0.5, 0.0, 0.25], requires_grad=True)
-        y = sign(x, "tent for this test")
+        y = sign(x, estimator)
         y.sum().backward()
         assert y.tolist() == [-1, -1, 1, 1]
         assert x.grad.tolist() == [0, 0.5, 1, 0.75]
-        assert RSign(3, "tent for this test").estimator == "tent for this test"
-    finally:
-        del ESTIMATORS["tent for this test"]
+        assert RSign(3, estimator).estimator == estimator
 
 
 @pytest.mark.parametrize("make", [lambda: sign(torch.zeros(1), "nope"), lambda: RSign(3, "nope")])

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from bnfree.backbones import ReActNet18, ReActNetA
 from bnfree.backbones.residual import ReActNet, ResidualUnit, Stem, Variant
-from bnfree.binarize import ESTIMATORS, SignEstimator
+from bnfree.binarize import SignEstimator
 from bnfree.convolution import BinaryConv2d
 from bnfree.errors import InputError
 from bnfree.lean import blocks
@@ -114,10 +114,8 @@ def test_an_estimator_of_ones_own():
         def slope(x):
             return torch.cos(x)
 
-    try:
-        assert_same(small(estimator=Wave.name), images())
-    finally:
-        del ESTIMATORS[Wave.name]
+    for estimator in (Wave.name, Wave):
+        assert_same(small(estimator=estimator), images())
 
 
 @given(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bnfree.activations import RPReLU
 from bnfree.backbones import ReActNet18, ReActNetA
-from bnfree.binarize import RSign
+from bnfree.binarize import ClippedIdentity, RSign
 from bnfree.errors import InputError
 from bnfree.lean import kernels
 
@@ -78,6 +78,31 @@ def test_networks_in_float64_against_the_plain_composition(kind, options, size, 
     assert ("combine_planes" in calls) == (options.get("norm") != "batch_norm")
     for name, expected in plain.items():
         assert (ours[name] - expected).norm() <= 1e-10 * expected.norm() + 1e-14, name
+
+
+def test_an_estimator_says_what_the_kernels_need(calls, caplog):
+    class Window(ClippedIdentity):
+        """The same slope under another name: what is declared about it holds."""
+
+    class Tent(ClippedIdentity):
+        """Another slope: nothing is known about it, although its parent has a kernel."""
+
+        @staticmethod
+        def slope(x):
+            return (1 - x.abs()).clamp(min=0)
+
+    x = images(2, 3, 8, 8)
+    for estimator, compiled in ((Window, True), (Tent, False)):
+        calls.clear()
+        module = spread(RSign(3, estimator)).double()
+        ours, plain = everything(module, x), everything(module, x, lean=False)
+        assert ("leave_planes" in calls) == compiled
+        for name, expected in plain.items():
+            torch.testing.assert_close(ours[name], expected, rtol=1e-10, atol=1e-14)
+    everything(module, x)
+    assert [record.message for record in caplog.records if "kernel_code" in record.message] == [
+        "estimator 'Tent' has no kernel_code: its gradients run in plain torch, more slowly."
+    ]
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 32, 32), (2, 3, 7, 5), (4, 2, 1, 1), (1, 1, 1, 19)])

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from bnfree.backbones import ReActNet18, ReActNetA
+from bnfree.binarize import SignEstimator
 from bnfree.lean import kernels
 from bnfree.lean.blocks import Planes
 from bnfree.lean.elementwise import Entry
@@ -59,6 +60,22 @@ def test_sides_are_kept_by_going_one_number_further_at_most(rprelu, beta, numba)
     assert (half.numpy() == nearest).mean() > 0.999
 
 
+@pytest.mark.parametrize("rprelu", [True, False])
+def test_jumps_of_the_derivative_are_kept_too(rprelu, numba):
+    u = torch.randn(8, 16, 40, 41, generator=torch.Generator().manual_seed(1))
+    parameters = entry(16, rprelu, 0.7)
+
+    def inside(u):
+        shift_in, slope, shift_out, shift = (p if p is None else p.view(1, -1, 1, 1) for p in parameters[:4])
+        x = u if shift_in is None else F.prelu(u + shift_in, slope.flatten()) + shift_out
+        return (x * 0.7 + shift).abs() <= 1
+
+    half = to_half(u, Planes(u), parameters, (-1.0, 1.0)).float()
+    assert torch.equal(inside(half), inside(u))
+    assert torch.equal(sides(half, parameters), sides(u, parameters))
+    assert not torch.equal(inside(to_half(u, Planes(u), parameters).float()), inside(u))
+
+
 @given(
     values=st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=40),
     seed=st.integers(0, 3),
@@ -92,7 +109,10 @@ def gradients(network, x):
     return {"output": y.detach(), "images": x.grad, **{name: p.grad for name, p in network.named_parameters()}}
 
 
-@pytest.mark.parametrize("options", [{}, {"binary_weights": False}, {"norm": "batch_norm"}, {"estimator": "sigmoid"}])
+OPTIONS = [{}, {"binary_weights": False}, {"norm": "batch_norm"}, {"estimator": "sigmoid"}, {"estimator": "ste"}]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("kind", [ReActNet18, ReActNetA])
 def test_forward_is_the_same_and_gradients_are_near(kind, options):
     torch.manual_seed(0)
@@ -122,3 +142,16 @@ def test_other_precisions_stay_as_they_are():
     exact, network.fast = gradients(network, x), "half_saved"
     kept = gradients(network, x)
     assert all(torch.equal(kept[name], exact[name]) for name in exact)
+
+
+def test_an_estimator_that_does_not_declare_its_jumps_is_left_alone(caplog):
+    class Box(SignEstimator):
+        @staticmethod
+        def slope(x):
+            return (x.abs() <= 0.5).to(x.dtype)
+
+    network, x = ReActNet18(width=4, estimator=Box), torch.randn(2, 3, 16, 16)
+    exact, network.fast = gradients(network, x), "half_saved"
+    kept = [gradients(network, x) for _ in range(2)][1]
+    assert all(torch.equal(kept[name], exact[name]) for name in exact)
+    assert len([record for record in caplog.records if "Box" in record.message and "jumps" in record.message]) == 1
