@@ -6,8 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bnfree.lightning_modules.reports.runs.direct_labels import FONT_SIZE, EndLabel, write_at_ends
-from bnfree.lightning_modules.reports.runs.figure import COLORS, GREY
+from bnfree.lightning_modules.reports.figures import COLORS, FONT_SIZE, GREY, EndLabel, write_at_ends
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from bnfree.lightning_modules.modules.image_classifier import ImageClassifier
     from bnfree.lightning_modules.modules.teacher import Teacher
     from bnfree.lightning_modules.modules.torchvision_network import TorchvisionNetwork
+    from bnfree.lightning_modules.reports.report import ReportSettings, report
     from bnfree.lightning_modules.training.fit import FitResult, fit
     from bnfree.lightning_modules.training.settings import FitSettings
 
@@ -22,9 +23,11 @@ PUBLIC = {
     "FitResult": "training.fit",
     "FitSettings": "training.settings",
     "ImageClassifier": "modules.image_classifier",
+    "ReportSettings": "reports.report",
     "Teacher": "modules.teacher",
     "TorchvisionNetwork": "modules.torchvision_network",
     "fit": "training.fit",
+    "report": "reports.report",
 }
 """Where each public name is."""
 
@@ -33,9 +36,11 @@ __all__ = [
     "FitResult",
     "FitSettings",
     "ImageClassifier",
+    "ReportSettings",
     "Teacher",
     "TorchvisionNetwork",
     "fit",
+    "report",
 ]
 
 

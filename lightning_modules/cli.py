@@ -32,7 +32,7 @@ SUBCOMMANDS = {
     "recipe": Subcommand("train the stages of a recipe, one after the other", "experiments.recipe"),
     "lottery": Subcommand("find and check lottery tickets", "command.lottery.command"),
     "predict": Subcommand("classes of images, by a checkpoint or packed file", "command.evaluate"),
-    "report": Subcommand("write a table and a figure of runs", "command.report_command"),
+    "report": Subcommand("write a table and a figure of runs", "command.report"),
     "export": Subcommand("pack a trained network into a small file", "command.export"),
     "bench": Subcommand("time a packed file against other engines", "command.bench"),
     "summary": Subcommand("count a network's operations and bits", "command.summary"),

@@ -1,1 +1,1 @@
-"""Tables and figures of runs and lotteries."""
+"""Tables and figures: of runs and recipes, of lotteries, and of what a network costs."""

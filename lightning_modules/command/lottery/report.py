@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
-import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bnfree.errors import InputError
-from bnfree.lightning_modules.command.report_command import Parser
-from bnfree.lightning_modules.reports.lottery.groups import TOLERANCE, dense_of, group_levels
-from bnfree.lightning_modules.reports.lottery.reading import read_lottery
-from bnfree.lightning_modules.reports.lottery.results import accuracy, brief_rows, gist
+from bnfree.lightning_modules.command.parsing import ActionParser
+from bnfree.lightning_modules.reports.lotteries import TOLERANCE, dense_of, group_levels, read_lottery_run
+from bnfree.text_tables import columns
+
+if TYPE_CHECKING:
+    from bnfree.lightning_modules.reports.lottery_report import LotteryReport
 
 DESCRIPTION = """\
 Writes what a lottery run has found into its directory:
@@ -25,32 +26,9 @@ Writes what a lottery run has found into its directory:
 bnfree lottery run and controls write it by themselves when they end. A run that is still going on is reported as far as
 its levels have finished."""
 EXAMPLES = """\
-examples:
   bnfree lottery report runs/digits_lottery
   bnfree lottery report runs/digits_lottery --tolerance 0.005"""
 MISSING_DIR = "DIR is required and not given; name the directory of a bnfree lottery run."
-
-
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options of `bnfree lottery report`.
-
-    Raises:
-        InputError: an unknown option, one without its value, a tolerance that is no share, or no directory.
-    """
-    parser = Parser("bnfree lottery report", DESCRIPTION, EXAMPLES, MISSING_DIR)
-    parser.add_argument("directory", metavar="DIR", help="directory of a bnfree lottery run")
-    parser.add_argument(
-        "--tolerance",
-        metavar="SHARE",
-        type=float,
-        default=TOLERANCE,
-        help="how far the mean accuracy of a matching ticket may lie below the dense one (default: %(default)s, which "
-        "is one point)",
-    )
-    options = parser.parse_args(arguments)
-    if not (math.isfinite(options.tolerance) and 0 <= options.tolerance <= 1):
-        raise InputError(f"tolerance={options.tolerance:g} must be a share from 0 to 1, such as 0.01 for one point.")
-    return options
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -62,18 +40,54 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         InputError: a mistake in what the user gave; nothing has been written then.
     """
-    options = parse(arguments[1:])
-    from bnfree.lightning_modules.reports.lottery.writing import write_report
+    parser = ActionParser("bnfree lottery report", DESCRIPTION, EXAMPLES, missing=MISSING_DIR)
+    parser.add_argument("directory", metavar="DIR", help="directory of a bnfree lottery run")
+    add_tolerance(parser)
+    options = parser.parse_args(arguments[1:])
+    # After the parser, since counting needs torch and the manual does not.
+    from bnfree.lightning_modules.reports.lottery_report import report_lottery
 
-    path = write_report(options.directory, options.tolerance)
-    lottery = read_lottery(options.directory)
-    groups = group_levels(lottery.levels)
-    rows = brief_rows(groups, lottery.metric, options.tolerance)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    which = "test" if lottery.metric == "test" else "last validation"
-    print(f"Dense network, {which} accuracy in %: {accuracy(dense_of(groups), lottery.metric, 1)}")
-    for row in rows if len(rows) > 1 else []:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    for line in gist(groups, lottery.metric, options.tolerance):
+    print_lottery_report(report_lottery(options.directory, options.tolerance))
+
+
+def add_tolerance(parser: ActionParser) -> None:
+    """Adds `--tolerance`."""
+    parser.add_argument(
+        "--tolerance",
+        metavar="SHARE",
+        type=float,
+        default=TOLERANCE,
+        help="how far the mean accuracy of a matching ticket may lie below the dense one (default: %(default)s, which "
+        "is one point)",
+    )
+
+
+def print_lottery_report(written: LotteryReport) -> None:
+    """Prints the accuracies by level, what they come to, and where the report is."""
+    from bnfree.lightning_modules.reports.lottery_tables import accuracy_text, brief_rows
+
+    metric = written.lottery.metric
+    which = "test" if metric == "test" else "last validation"
+    print(f"Dense network, {which} accuracy in %: {accuracy_text(dense_of(written.groups), metric, 1)}")
+    rows = brief_rows(written.groups, metric, written.tolerance)
+    for line in [*_aligned(rows if len(rows) > 1 else []), *written.verdicts]:
         print(line)
-    print(f"Report: {path}")
+    print(f"Report: {written.path}")
+
+
+def control_table(directory: Path, tolerance: float = TOLERANCE) -> str:
+    """A row for each ticket and each of its controls: accuracy, difference to dense, verdict, the ticket's lead.
+
+    Args:
+        directory: of a lottery run.
+        tolerance: how far a matching level may lie below the dense network, as a share from 0 to 1.
+    """
+    from bnfree.lightning_modules.reports.lottery_tables import control_rows
+
+    lottery = read_lottery_run(directory)
+    rows = control_rows(group_levels(lottery.levels), lottery.metric, tolerance)
+    return "\n".join(["Tickets and their controls, differences in percentage points:", *_aligned(rows)])
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    return columns(rows, left=len(rows[0]), width=None) if rows else []

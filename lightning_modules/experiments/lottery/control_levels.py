@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bnfree.errors import InputError
 from bnfree.lightning_modules.command.lottery.controls import ControlArguments
+from bnfree.lightning_modules.command.lottery.report import control_table
 from bnfree.lightning_modules.command.lottery.report import run as report
 from bnfree.lightning_modules.experiments.lottery.control_plan import plan_controls
 from bnfree.lightning_modules.experiments.lottery.control_tickets import OF, compare, control_ticket
@@ -23,7 +24,6 @@ from bnfree.lightning_modules.experiments.lottery.level_results import (
 from bnfree.lightning_modules.experiments.lottery.level_training import STEP1, Level, level_directory, train_level
 from bnfree.lightning_modules.experiments.lottery.planning import LotteryRun
 from bnfree.lightning_modules.experiments.lottery.pruning import carried_ticket
-from bnfree.lightning_modules.reports.lottery.control_table import control_table
 from bnfree.lightning_modules.training.messages import quieten, say
 from bnfree.lightning_modules.training.run_directory import is_child, only_one
 from bnfree.tickets import Ticket, load_ticket

@@ -12,7 +12,8 @@ from bnfree.lightning_modules.experiments.lottery.level_training import level_di
 from bnfree.lightning_modules.experiments.lottery.planning import LotteryRun, plan_levels
 from bnfree.lightning_modules.experiments.lottery.pruning import last_checkpoint
 from bnfree.lightning_modules.experiments.lottery.unchanged import check_fit_unchanged, read_settings
-from bnfree.lightning_modules.reports.lottery.reading import SETTINGS, read_lottery
+from bnfree.lightning_modules.reports.lotteries import SETTINGS
+from bnfree.lightning_modules.reports.lotteries import read_lottery_run as read_lottery
 
 REMEDY = "controls must be trained as the run was, so leave out the option that changes it."
 

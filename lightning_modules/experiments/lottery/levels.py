@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bnfree.lightning_modules.command.lottery.arguments import parse
 from bnfree.lightning_modules.command.lottery.controls import take_kinds
+from bnfree.lightning_modules.command.lottery.report import control_table
 from bnfree.lightning_modules.command.lottery.report import run as report
 from bnfree.lightning_modules.experiments.lottery.control_levels import train_controls
 from bnfree.lightning_modules.experiments.lottery.level_results import TICKET, LevelResult, read_level, sentence
@@ -21,7 +22,6 @@ from bnfree.lightning_modules.experiments.lottery.level_training import (
 from bnfree.lightning_modules.experiments.lottery.planning import LotteryRun, plan
 from bnfree.lightning_modules.experiments.lottery.pruning import carried_ticket, last_checkpoint, next_ticket
 from bnfree.lightning_modules.experiments.lottery.unchanged import check_unchanged, write_settings
-from bnfree.lightning_modules.reports.lottery.control_table import control_table
 from bnfree.lightning_modules.training.messages import quieten, say
 from bnfree.lightning_modules.training.run_directory import is_child, only_one
 from bnfree.tickets import Ticket, load_ticket, mask_statistics

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from small_runs import STEPS, column, write_metrics, write_recipe, write_run
 
-from bnfree.lightning_modules.reports.runs import figure
+from bnfree.lightning_modules.reports import run_report
 
 HEADINGS = {
     "best val/acc (%)": lambda run: max(column(run, "val/acc")),
@@ -42,8 +42,8 @@ def cell_by_hand(values):
 @pytest.fixture
 def no_drawing(monkeypatch):
     """A file with the title in place of the figure, which takes a second to draw and has tests of its own."""
-    monkeypatch.setattr(figure, "draw", lambda groups, title: title)
-    monkeypatch.setattr(figure, "save_png", str.encode)
+    monkeypatch.setattr(run_report, "draw_runs", lambda groups, title: title)
+    monkeypatch.setattr(run_report, "save_png", str.encode)
 
 
 @pytest.fixture

@@ -10,18 +10,17 @@ from matplotlib.colors import same_color
 from matplotlib.text import Annotation, Text
 from small_runs import STEPS, column, write_metrics, write_recipe, write_run
 
-from bnfree.lightning_modules.reports.runs.curves import curves_of
-from bnfree.lightning_modules.reports.runs.direct_labels import spread
-from bnfree.lightning_modules.reports.runs.figure import draw, save_png
-from bnfree.lightning_modules.reports.runs.groups import compare
-from bnfree.lightning_modules.reports.runs.reading import read_run
+from bnfree.lightning_modules.reports.figures import save_png, spread
+from bnfree.lightning_modules.reports.run_figure import draw_runs
+from bnfree.lightning_modules.reports.run_groups import compare
+from bnfree.lightning_modules.reports.runs import curves_of, read_run
 
 APART = ["Validation accuracy", "Training accuracy", "Validation loss", "Training loss"]
 RATE, CLIPPING, FLIPS = "Learning rate", "Gradient clipping, mean over the epoch", "Sign flips in the epoch"
 
 
 def figure_of(*runs):
-    return draw(compare([read_run(run) for run in runs]).groups, "Title")
+    return draw_runs(compare([read_run(run) for run in runs]).groups, "Title")
 
 
 def panels(figure):
@@ -222,7 +221,7 @@ def test_a_real_run(tmp_path, monkeypatch):
     assert main(["report", "run"]) == 0
     group = compare([read_run("run")]).groups[0]
     title = "Mean |gain| of each layer, after epoch 1 (dashed) and 2 (solid)"
-    assert list(panels(draw([group], ""))) == ["Accuracy", "Loss", RATE, CLIPPING, FLIPS, title]
+    assert list(panels(draw_runs([group], ""))) == ["Accuracy", "Loss", RATE, CLIPPING, FLIPS, title]
     stage = group.runs[0].stages[0]
     assert list(stage.curves["val/acc"]) == list(stage.curves["signs/flipped"]) == [1, 2]
     assert list(stage.curves["learning rate"]) == pytest.approx([step / 3 for step in range(1, 7)], abs=1e-6)

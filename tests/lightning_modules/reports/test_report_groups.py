@@ -3,8 +3,8 @@
 import pytest
 from small_runs import write_run
 
-from bnfree.lightning_modules.reports.runs.groups import compare
-from bnfree.lightning_modules.reports.runs.reading import read_run
+from bnfree.lightning_modules.reports.run_groups import compare
+from bnfree.lightning_modules.reports.runs import read_run
 
 
 @pytest.mark.parametrize(

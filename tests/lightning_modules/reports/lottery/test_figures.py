@@ -11,12 +11,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Annotation, Text
 
 from bnfree.lightning_modules.experiments.lottery.level_results import LevelResult
-from bnfree.lightning_modules.reports.lottery.curve_figure import draw_curve
-from bnfree.lightning_modules.reports.lottery.groups import group_levels
-from bnfree.lightning_modules.reports.lottery.layer_figure import draw_layers
-from bnfree.lightning_modules.reports.lottery.layers import LayerCounts, LevelCounts
-from bnfree.lightning_modules.reports.lottery.overlap_figure import draw_overlaps
-from bnfree.lightning_modules.reports.lottery.overlaps import MOST_MASKS, Overlaps, compare_masks, evenly
+from bnfree.lightning_modules.reports.lotteries import group_levels
+from bnfree.lightning_modules.reports.lottery_figures import draw_curve, draw_layers
+from bnfree.lightning_modules.reports.lottery_layers import LayerCounts, LevelCounts
+from bnfree.lightning_modules.reports.lottery_overlaps import MOST_MASKS, Overlaps, compare_masks, draw_overlaps, evenly
 from bnfree.tickets import apply, current_masks, mask_statistics, prune, random_masks
 
 CONTROLS = ("random_layerwise", "random_global", "reinit", "shuffle_signs")

@@ -15,10 +15,14 @@ from bnfree.convolution import BinaryConv2d
 from bnfree.errors import InputError
 from bnfree.lightning_modules.command.lottery.report import run
 from bnfree.lightning_modules.experiments.lottery.level_results import read_level, write_level
-from bnfree.lightning_modules.reports.lottery import write_report, writing
+from bnfree.lightning_modules.reports import lottery_report
 
 FIGURES = ("accuracy.png", "layers.png", "overlaps.png")
 SEEDS, DENSITIES, CONTROLS = (0, 1), (0.5, 0.1), ("random_layerwise", "reinit")
+
+
+def write_report(directory, *tolerance, **options):
+    return lottery_report.report_lottery(directory, *tolerance, **options).path
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +36,7 @@ def reported(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_drawing(monkeypatch):
     """Spares the time of drawing, which other tests look at, in all but the shared run."""
-    monkeypatch.setattr(writing, "save_png", lambda figure: b"")
+    monkeypatch.setattr(lottery_report, "save_png", lambda figure: b"")
 
 
 @pytest.fixture

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import csv
 import math
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from bnfree.errors import InputError
-from bnfree.lightning_modules.reports.runs.curves import METRICS_SHOWN, Table, curves_of, finished_epochs
-from bnfree.lightning_modules.reports.runs.settings import flatten, seeds_in
+from bnfree.lightning_modules.reports.documents import existing_directory, read_csv_file, read_settings
+from bnfree.lightning_modules.reports.run_settings import flat_settings, seeds_in
 from bnfree.lightning_modules.training.run_directory import CONFIG, METRICS, latest_config
 
 RECIPE = "recipe.yaml"
 WEIGHTS = "weight_dynamics.csv"
+
+Row = dict[str, float]
+Table = list[Row]
+
+ACCURACIES_AND_LOSSES = ("train/acc", "val/acc", "train/loss", "val/loss")
+CLIPPED = "agc/clipped_fraction"
+FLIPPED = "signs/flipped"
+LEARNING_RATE = "learning rate"
+METRICS_SHOWN = (*ACCURACIES_AND_LOSSES, CLIPPED, FLIPPED)
 
 
 @dataclass(frozen=True)
@@ -74,10 +81,8 @@ def read_run(path: str | Path) -> Run:
     Raises:
         InputError: another kind of directory, or one in which no epoch has been finished.
     """
-    directory = Path(path).expanduser()
-    if not directory.is_dir():
-        what = "is a file" if directory.exists() else "does not exist"
-        raise InputError(f"RUN={str(path)!r} {what}; give the directory of a run, with its {CONFIG} and {METRICS}.")
+    remedy = f"give the directory of a run, with its {CONFIG} and {METRICS}."
+    directory = existing_directory(path, "RUN", remedy)
     if (directory / RECIPE).is_file():
         return _read_recipe(directory)
     if not (directory / CONFIG).is_file():
@@ -97,7 +102,7 @@ def read_run(path: str | Path) -> Run:
 
 
 def _read_recipe(directory: Path) -> Run:
-    content = _yaml(directory / RECIPE)
+    content = read_settings(directory / RECIPE)
     stages = content.get("stages")
     if not isinstance(stages, dict) or not stages:
         raise InputError(
@@ -121,27 +126,17 @@ def _read_stage(name: str, directory: Path) -> StageRun | None:
     epochs = finished_epochs(table)
     if not epochs:
         return None
-    config = _yaml(latest_config(directory))
+    config = read_settings(latest_config(directory))
     test = {key: value for row in table for key, value in row.items() if key.startswith("test/")}
     gains = _gains(directory / WEIGHTS, epochs)
     seconds = _seconds(directory)
-    settings = flatten(config)
+    settings = flat_settings(config)
     return StageRun(name, directory, settings, seeds_in(config), epochs, curves_of(table), test, gains, seconds)
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{str(path)!r} cannot be read ({' '.join(str(error).split())}).") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{str(path)!r} holds no settings; give a directory that bnfree has written.")
-    return content
 
 
 def _metrics(path: Path) -> Table:
     rows = []
-    for row in _csv(path):
+    for row in read_csv_file(path):
         # The last row of a run that is still going on may be there in part.
         try:
             rows.append({key: float(value) for key, value in row.items() if key and value})
@@ -150,19 +145,11 @@ def _metrics(path: Path) -> Table:
     return rows
 
 
-def _csv(path: Path) -> list[dict[str, str]]:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{str(path)!r} cannot be read ({error}).") from error
-
-
 def _gains(path: Path, epochs: int) -> dict[int, dict[str, float]]:
     gains: dict[int, dict[str, float]] = {}
     if not path.is_file():
         return gains
-    for row in _csv(path):
+    for row in read_csv_file(path):
         try:
             if row["gain"] and int(row["epoch"]) < epochs:
                 gains.setdefault(int(row["epoch"]), {})[row["layer"]] = float(row["gain"])
@@ -180,3 +167,68 @@ def _seconds(directory: Path) -> float | None:
         times = [event.wall_time for event in LegacyEventFileLoader(str(path)).Load()]
         total += max(times, default=0.0) - min(times, default=0.0)
     return total if total > 0 and math.isfinite(total) else None
+
+
+def finished_epochs(table: Table) -> int:
+    """How many epochs have been trained to their end."""
+    return max(_ends(table), default=-1) + 1
+
+
+def curves_of(table: Table) -> dict[str, dict[float, float]]:
+    """The curves that a table holds: from a metric to its values by the number of epochs trained until then.
+
+    Accuracies, losses and the learning rate stand where they were measured (a training metric, which is a mean over an
+    epoch, at its end). The clipped fraction is logged every few steps; its curve is the mean over each epoch. Of
+    several parameter groups the greatest learning rate is taken.
+
+    Args:
+        table: rows of `metrics.csv`, without their empty cells.
+    """
+    marks = _marks(table)
+    if not marks:
+        return {}
+    curves: dict[str, dict[float, float]] = {}
+    clipped: dict[float, list[float]] = {}
+    for row in table:
+        position = _position(row.get("step", math.inf), marks)
+        # What an interrupted epoch has left would be a mean over a part of it.
+        if position > marks[-1][1]:
+            continue
+        for name in (*ACCURACIES_AND_LOSSES, FLIPPED):
+            if name in row:
+                curves.setdefault(name, {})[position] = row[name]
+        rates = [value for name, value in row.items() if name.startswith("lr-")]
+        if rates:
+            curves.setdefault(LEARNING_RATE, {})[position] = max(rates)
+        if CLIPPED in row:
+            clipped.setdefault(float(math.ceil(position)), []).append(row[CLIPPED])
+    if clipped:
+        curves[CLIPPED] = {epoch: math.fsum(values) / len(values) for epoch, values in clipped.items()}
+    return {name: dict(sorted(curve.items())) for name, curve in curves.items()}
+
+
+def _ends(table: Table) -> dict[int, float]:
+    """The last step of each finished epoch; the training's own metrics say it best."""
+    for part in ("train/", "val/"):
+        ends: dict[int, float] = {}
+        for row in table:
+            if "epoch" in row and "step" in row and any(name.startswith(part) for name in row):
+                ends[int(row["epoch"])] = max(row["step"], ends.get(int(row["epoch"]), 0))
+        if ends:
+            return ends
+    return {}
+
+
+def _marks(table: Table) -> list[tuple[float, int]]:
+    """Pairs (step, number of epochs after it), from the start; empty without a finished epoch."""
+    ends = _ends(table)
+    return [(-1.0, 0), *((end, epoch + 1) for epoch, end in sorted(ends.items()))] if ends else []
+
+
+def _position(step: float, marks: list[tuple[float, int]]) -> float:
+    """The number of epochs after a step, rounded so that equal runs have equal positions; infinite after the last."""
+    index = bisect_left(marks, (step, 0))
+    if index == 0 or index == len(marks):
+        return 0.0 if index == 0 else math.inf
+    (earlier, first), (later, last) = marks[index - 1], marks[index]
+    return round(first + (last - first) * (step - earlier) / (later - earlier), 6)

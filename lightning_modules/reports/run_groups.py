@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from bnfree.errors import InputError
-from bnfree.lightning_modules.reports.runs.curves import mean_curve
-from bnfree.lightning_modules.reports.runs.reading import Run, StageRun
-from bnfree.lightning_modules.reports.runs.settings import (
+from bnfree.lightning_modules.reports.run_settings import (
     Key,
-    differing,
+    differing_settings,
     join_stages,
-    labels,
+    setting_labels,
     shared_names,
 )
+from bnfree.lightning_modules.reports.runs import Run, StageRun
+from bnfree.lightning_modules.reports.summaries import Summary, summarized
 
 Band = dict[float, tuple[float, float, float]]
+
+
+def _best(stage: StageRun, metric: str) -> float | None:
+    values = [value for value in stage.curves.get(metric, {}).values() if math.isfinite(value)]
+    return max(values, default=None)
+
+
+def _last(stage: StageRun, metric: str) -> float | None:
+    return next(reversed(stage.curves.get(metric, {}).values()), None)
+
+
+# Heading of the column, and where its value comes from.
+ACCURACIES: dict[str, Callable[[StageRun], float | None]] = {
+    "best val/acc": lambda stage: _best(stage, "val/acc"),
+    "last val/acc": lambda stage: _last(stage, "val/acc"),
+    "test/acc": lambda stage: stage.test.get("test/acc"),
+    "test/acc5": lambda stage: stage.test.get("test/acc5"),
+    "train/acc": lambda stage: _last(stage, "train/acc"),
+}
 
 
 @dataclass(frozen=True)
@@ -42,6 +62,15 @@ class Group:
         """The number of epochs after each stage."""
         ends = [max(stage.epochs for stage in self.of_stage(i)) for i in range(len(self.stages))]
         return [sum(ends[: i + 1]) for i in range(len(ends))]
+
+    def accuracies(self, stage: int = -1) -> dict[str, Summary]:
+        """The accuracies (shares from 0 to 1) that the runs have, by heading: `best val/acc`, `test/acc` and so on.
+
+        Args:
+            stage: number of the stage; negative numbers count from the end.
+        """
+        found = {heading: summarized([of(one) for one in self.of_stage(stage)]) for heading, of in ACCURACIES.items()}
+        return {heading: summary for heading, summary in found.items() if summary is not None}
 
     def bands(self, metric: str) -> list[Band]:
         """Mean, least and greatest value over the seeds, for each stage that has the metric in all runs.
@@ -106,7 +135,18 @@ def compare(runs: Sequence[Run], given_labels: Sequence[str] = ()) -> Comparison
             )
         names = list(given_labels)
     groups = [Group(name, [runs[i] for i in indices]) for name, indices in zip(names, members, strict=True)]
-    return Comparison(groups, differing(of_groups))
+    return Comparison(groups, differing_settings(of_groups))
+
+
+def mean_curve(curves: Iterable[dict[float, float]]) -> dict[float, tuple[float, float, float]]:
+    """Mean, least and greatest value of several curves, where all of them have one."""
+    several = list(curves)
+    common = [x for x in several[0] if all(x in curve for curve in several)] if several else []
+    return {
+        x: (math.fsum(values) / len(values), min(values), max(values))
+        for x in common
+        for values in ([curve[x] for curve in several],)
+    }
 
 
 def _times(number: int) -> str:
@@ -118,7 +158,7 @@ def _seed_order(run: Run) -> tuple[object, ...]:
 
 
 def _labels(settings: list[dict[Key, object]], members: list[list[Run]]) -> list[str]:
-    names = labels(settings)
+    names = setting_labels(settings)
     if len(members) == 1 and len(members[0]) > 1:
         return [f"{len(members[0])} seeds"]
     firsts = [runs[0] for runs in members]

@@ -1,15 +1,25 @@
-"""The curve of accuracy over density: ticket, controls and the band of the dense network."""
+"""The curve of accuracy over density, and the bars of density layer by layer."""
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from bnfree.lightning_modules.experiments.lottery.level_results import is_control
-from bnfree.lightning_modules.reports.lottery.groups import DENSE, LevelGroup, dense_of, percentage_points
-from bnfree.lightning_modules.reports.runs.direct_labels import FONT_SIZE, EndLabel, write_at_ends
-from bnfree.lightning_modules.reports.runs.figure import COLORS, DPI, GREY
+from bnfree.lightning_modules.reports.figures import (
+    COLORS,
+    DPI,
+    FONT_SIZE,
+    GREY,
+    EndLabel,
+    plain_axes,
+    short_layer,
+    write_at_ends,
+)
+from bnfree.lightning_modules.reports.lotteries import DENSE, LevelGroup, Metric, dense_of
+from bnfree.lightning_modules.reports.lottery_layers import LevelCounts
+from bnfree.lightning_modules.reports.summaries import percentage_points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,9 +40,11 @@ STYLES = {
 }
 # Ticks nearer to each other than this share of the axis would run into each other.
 NEAREST_TICKS = 0.055
+PANEL_HEIGHT, LABELS_HEIGHT = 1.45, 1.5
+LAYER_WIDTH, LEAST_WIDTH, MOST_WIDTH = 0.33, 7.0, 16.0
 
 
-def draw_curve(groups: Sequence[LevelGroup], metric: Literal["test", "val"], tolerance: float, title: str) -> Figure:
+def draw_curve(groups: Sequence[LevelGroup], metric: Metric, tolerance: float, title: str) -> Figure:
     """Accuracy over density, which falls to the right on a logarithmic axis.
 
     Args:
@@ -51,17 +63,15 @@ def draw_curve(groups: Sequence[LevelGroup], metric: Literal["test", "val"], tol
     dense = dense_of(measured)
     if dense is not None:
         labels += _draw_dense(axes, dense, metric, tolerance)
-    for kind in dict.fromkeys(group.kind for group in sorted(measured, key=lambda group: is_control(group.kind))):
+    for kind in dict.fromkeys(group.kind for group in sorted(measured, key=lambda group: group.is_control)):
         if kind != DENSE:
             labels.append(_draw_kind(axes, [group for group in measured if group.kind == kind], dense, metric))
     which = "test" if metric == "test" else "validation"
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold")
     axes.set_ylabel(f"{which} accuracy (%)", fontsize=FONT_SIZE)
     axes.set_xlabel("\n".join(["density: kept weights (%), logarithmic", *_spread(measured)]), fontsize=FONT_SIZE)
-    axes.tick_params(labelsize=FONT_SIZE)
     axes.margins(y=0.08)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain_axes(axes)
     write_at_ends(axes, labels, 72 * HEIGHT * AXES_SHARE)
     return figure
 
@@ -74,7 +84,7 @@ def _spread(groups: Sequence[LevelGroup]) -> list[str]:
     return [f"points: mean over {number} seeds; bars and band: ± standard deviation"]
 
 
-def _draw_dense(axes: Axes, dense: LevelGroup, metric: Literal["test", "val"], tolerance: float) -> list[EndLabel]:
+def _draw_dense(axes: Axes, dense: LevelGroup, metric: Metric, tolerance: float) -> list[EndLabel]:
     summary = dense.accuracy(metric)
     assert summary is not None
     mean, spread = 100 * summary.mean, 100 * (summary.std or 0.0)
@@ -89,9 +99,7 @@ def _draw_dense(axes: Axes, dense: LevelGroup, metric: Literal["test", "val"], t
     return labels
 
 
-def _draw_kind(
-    axes: Axes, groups: Sequence[LevelGroup], dense: LevelGroup | None, metric: Literal["test", "val"]
-) -> EndLabel:
+def _draw_kind(axes: Axes, groups: Sequence[LevelGroup], dense: LevelGroup | None, metric: Metric) -> EndLabel:
     color, marker, style = STYLES.get(groups[0].kind, (GREY, "*", ":"))
     # A ticket has come from the dense network, a control has not.
     start = [dense] if dense is not None and groups[0].kind == "ticket" else []
@@ -105,7 +113,7 @@ def _draw_kind(
     axes.errorbar(
         densities, means, yerr=spreads if any(spreads) else None, color=color, marker=marker, ls=style, lw=1.8,
         ms=4 if many else 5.5, elinewidth=1.1, capsize=2 if many else 3, clip_on=False,
-        zorder=3 if is_control(groups[0].kind) else 4,
+        zorder=3 if groups[0].is_control else 4,
     )  # fmt: skip
     return EndLabel(densities[-1], means[-1], f"{groups[0].name} {means[-1]:.1f} %", color)
 
@@ -126,3 +134,54 @@ def _scale(axes: Axes, densities: Sequence[float]) -> None:
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_major_formatter(FixedFormatter([f"{100 * tick:.2g}" if tick < 0.995 else "100" for tick in ticks]))
     axes.xaxis.set_minor_locator(NullLocator())
+
+
+def draw_layers(levels: Sequence[tuple[str, Sequence[LevelCounts]]], title: str) -> Figure:
+    """Kept share of each layer: mean over the seeds, with their standard deviation, and a line for all layers together.
+
+    Args:
+        levels: from top to bottom: what each level is called, and its counts, one for each seed.
+        title: title of the figure.
+    """
+    from matplotlib.figure import Figure
+
+    names = [layer.mask.name for layer in levels[0][1][0].layers]
+    width = min(max(LAYER_WIDTH * len(names) + 1.2, LEAST_WIDTH), MOST_WIDTH)
+    height = PANEL_HEIGHT * len(levels) + LABELS_HEIGHT
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    panels = figure.subplots(len(levels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (name, counts) in zip(panels, levels, strict=True):
+        _draw_level(axes, name, counts)
+    last = panels[-1]
+    every = max(1, math.ceil(len(names) * 0.16 / width))
+    last.set_xticks(range(0, len(names), every), [short_layer(name) for name in names[::every]], rotation=90)
+    last.set_xlim(-0.6, len(names) - 0.4)
+    seeds = max(len(counts) for _, counts in levels)
+    note = f"\nbars: mean over {seeds} seeds, with ± standard deviation" if seeds > 1 else ""
+    last.set_xlabel(f"layer, from input to output{note}", fontsize=FONT_SIZE)
+    figure.supylabel("kept weights (%)", fontsize=FONT_SIZE)
+    figure.suptitle(title, fontsize=12, fontweight="bold")
+    return figure
+
+
+def _draw_level(axes: Axes, name: str, counts: Sequence[LevelCounts]) -> None:
+    layers = list(zip(*(count.layers for count in counts), strict=True))
+    shares = [[100 * seed.mask.density for seed in layer] for layer in layers]
+    means = [math.fsum(values) / len(values) for values in shares]
+    spreads = [statistics.stdev(values) for values in shares] if len(counts) > 1 else None
+    everywhere = 100 * math.fsum(count.density for count in counts) / len(counts)
+    axes.bar(
+        range(len(means)), means, yerr=spreads, color=COLORS[0], alpha=0.85, width=0.72,
+        error_kw={"elinewidth": 1.1, "capsize": 2},
+    )  # fmt: skip
+    axes.axhline(everywhere, color=COLORS[1], lw=1.3, ls="--")
+    # Beside the panel, where no bar can be.
+    axes.annotate(
+        f"all\n{everywhere:.3g} %", (1, everywhere), xycoords=("axes fraction", "data"), xytext=(5, 0),
+        textcoords="offset points", va="center", fontsize=FONT_SIZE, color=COLORS[1],
+    )  # fmt: skip
+    axes.set_title(name, loc="left", fontsize=FONT_SIZE + 1, color=GREY)
+    tops = [mean + spread for mean, spread in zip(means, spreads or [0.0] * len(means), strict=True)]
+    axes.set_ylim(0, 1.08 * max(*tops, everywhere, 1e-9))
+    axes.set_axisbelow(True)
+    plain_axes(axes, grid="y")

@@ -7,6 +7,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from bnfree.lightning_modules.reports.summaries import MISSING
+
 # What changes no result: where things lie, and how much is shown.
 PLACES = frozenset({"run_dir", "ckpt_path", "weights_only", "config", "dirpath", "default_root_dir", "num_workers"})
 DISPLAY = frozenset({"enable_progress_bar", "enable_model_summary", "verbose"})
@@ -15,11 +17,10 @@ CHECKPOINTS = (".ckpt", ".pt", ".pth", ".tar")
 
 # A setting is known by its stage (empty: of all stages) and its dotted name.
 Key = tuple[str, str]
-MISSING = "—"
 MOST_WORDS = 3
 
 
-def flatten(config: dict[str, Any]) -> dict[str, Any]:
+def flat_settings(config: dict[str, Any]) -> dict[str, Any]:
     """The settings of a config by their dotted names, as on the command line, without seeds and places.
 
     A class stands under the name of its argument, its arguments below. Of a path only the last part counts, and of a
@@ -85,16 +86,16 @@ def shared_names(runs: list[list[tuple[str, dict[str, Any]]]]) -> set[str]:
     }
 
 
-def differing(settings: list[dict[Key, Any]]) -> dict[Key, list[Any]]:
+def differing_settings(settings: list[dict[Key, Any]]) -> dict[Key, list[Any]]:
     """The settings that are not the same in all runs, with the value of each; `MISSING` where a run has none."""
     keys = sorted(dict.fromkeys(key for one in settings for key in one), key=lambda key: _distance(key[1]))
     table = {key: [one.get(key, MISSING) for one in settings] for key in keys}
     return {key: values for key, values in table.items() if len(set(map(repr, values))) > 1}
 
 
-def labels(settings: list[dict[Key, Any]]) -> list[str]:
+def setting_labels(settings: list[dict[Key, Any]]) -> list[str]:
     """A label for each run by what sets it apart, with as few settings as possible; may be equal for equal settings."""
-    table = differing(settings)
+    table = differing_settings(settings)
     wanted = len({repr(sorted(one.items(), key=repr)) for one in settings})
     for size in range(1, MOST_WORDS + 1):
         choices = [keys for keys in combinations(table, size) if _distinct(table, keys) == wanted]
@@ -142,15 +143,15 @@ def _words(table: dict[Key, list[Any]], keys: tuple[Key, ...]) -> list[str]:
 def _word(name: str, value: Any) -> str:
     if value is True and name[:1].isupper():
         return name
-    return f"no {name}" if value == MISSING else f"{name}={written(value)}"
+    return f"no {name}" if value == MISSING else f"{name}={written_value(value)}"
 
 
-def written(value: Any) -> str:
+def written_value(value: Any) -> str:
     """A value as a user would type it."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
-        return f"[{', '.join(written(item) for item in value)}]"
+        return f"[{', '.join(written_value(item) for item in value)}]"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,14 +1,22 @@
-"""How much the masks of levels, seeds and controls have in common, against what chance gives."""
+"""How much the masks of levels, seeds and controls have in common, against what chance gives; as numbers and drawn."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from bnfree.lightning_modules.experiments.lottery.level_results import LevelResult, is_control, kind_title
+from bnfree.lightning_modules.reports.figures import DPI, FONT_SIZE, GREY
 from bnfree.tickets import load_ticket, overlap
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 MOST_MASKS = 24
+CELL, LEAST_SIDE, LETTER, BAR, ABOVE_AND_BELOW = 0.42, 2.0, 0.085, 2.1, 1.1
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,7 @@ def compare_masks(levels: Sequence[LevelResult]) -> Overlaps | None:
     Raises:
         InputError: a damaged ticket file, or masks of different networks.
     """
-    chosen = choose(levels)
+    chosen = _chosen(levels)
     if len(chosen) < 2:
         return None
     masks = [load_ticket(level.ticket).masks for level in chosen]
@@ -69,7 +77,7 @@ def compare_masks(levels: Sequence[LevelResult]) -> Overlaps | None:
     return Overlaps(tuple(chosen), jaccard, chance, most)
 
 
-def choose(levels: Sequence[LevelResult]) -> list[LevelResult]:
+def _chosen(levels: Sequence[LevelResult]) -> list[LevelResult]:
     """The levels whose masks are compared, see `compare_masks`."""
     pruned = [level for level in levels if level.mask_checksum is not None and level.ticket.is_file()]
     first_seed = min((level.seed for level in pruned if is_control(level.kind)), default=None)
@@ -90,3 +98,53 @@ def evenly(values: Sequence[int], count: int) -> list[int]:
     if count == 1:
         return [values[-1]]
     return [values[round(i * (len(values) - 1) / (count - 1))] for i in range(count)]
+
+
+def draw_overlaps(overlaps: Overlaps, title: str) -> Figure:
+    """Jaccard indices of all pairs and their chance levels; the colour says where between chance and the most one lies.
+
+    Args:
+        overlaps: what the masks have in common.
+        title: title of the figure.
+    """
+    from matplotlib.figure import Figure
+
+    number = len(overlaps.levels)
+    side = max(CELL * number, LEAST_SIDE)
+    densities = [f"{100 * level.density:.3g} %" for level in overlaps.levels]
+    names = [f"{density}  {name}" for density, name in zip(densities, overlaps.names, strict=True)]
+    width = side + LETTER * max(map(len, names)) + BAR
+    figure = Figure(figsize=(width, side + ABOVE_AND_BELOW), dpi=DPI, layout="compressed")
+    axes = figure.add_subplot()
+    positions = [[overlaps.position(i, j) if j < i else math.nan for j in range(number)] for i in range(number)]
+    image = axes.imshow(positions, cmap="cividis", vmin=0, vmax=1)
+    _write_values(axes, overlaps)
+    numbers = [str(i) for i in range(1, number + 1)]
+    axes.set_xticks(range(number), numbers, fontsize=FONT_SIZE)
+    axes.set_yticks(
+        range(number), [f"{name}   {i}" for i, name in zip(numbers, names, strict=True)], fontsize=FONT_SIZE
+    )
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    several = len({level.level for level in overlaps.levels}) < number
+    for index in range(1, number if several else 0):
+        if overlaps.levels[index].level != overlaps.levels[index - 1].level:
+            axes.axhline(index - 0.5, color=GREY, lw=0.8)
+            axes.axvline(index - 0.5, color=GREY, lw=0.8)
+    figure.suptitle(title, fontsize=12, fontweight="bold")
+    note = "Jaccard index: measured below the diagonal, by chance above"
+    figure.supxlabel(note, fontsize=FONT_SIZE, color=GREY)
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, ticks=[0, 0.5, 1])
+    bar.ax.set_yticklabels(["by chance", "half-way", "most\npossible"], fontsize=FONT_SIZE)
+    return figure
+
+
+def _write_values(axes: Axes, overlaps: Overlaps) -> None:
+    for i in range(len(overlaps.levels)):
+        for j in range(len(overlaps.levels)):
+            if i == j:
+                continue
+            value = overlaps.jaccard[i][j] if j < i else overlaps.chance[i][j]
+            text = f"{value:.2f}".removeprefix("0") if value < 0.995 else "1"
+            color = GREY if j > i else "black" if overlaps.position(i, j) > 0.55 else "white"
+            axes.text(j, i, text, ha="center", va="center", fontsize=FONT_SIZE - 1.5, color=color)

@@ -1,13 +1,19 @@
-"""Names written at the ends of lines, without overlaps."""
+"""What all figures have in common: colours, sizes, names at the ends of lines, and PNG files, all without pyplot."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from io import BytesIO
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
+# Okabe and Ito's colours, which colour-blind readers tell apart, without the yellow that is too pale for lines.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+GREY = "#555555"
+DPI = 150
 FONT_SIZE = 9.0
 
 
@@ -81,3 +87,28 @@ def spread(wanted: list[float], sizes: list[float]) -> list[float]:
     for i, base, offset in zip(order, bases, offsets, strict=True):
         places[i] = base + offset
     return places
+
+
+def plain_axes(axes: Axes, grid: Literal["both", "y"] = "both") -> None:
+    """Gives axes a pale grid, small ticks, and no frame above and to the right."""
+    axes.tick_params(labelsize=FONT_SIZE)
+    axes.grid(axis=grid, alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def short_layer(name: str) -> str:
+    """A layer's name without the parts that all layers share.
+
+    Example:
+        >>> short_layer("body.1.0.convolution")
+        '1.0'
+    """
+    parts = [part for part in name.split(".") if part not in ("body", "convolution")]
+    return " ".join(filter(None, [".".join(p for p in parts if p.isdigit()), *(p for p in parts if not p.isdigit())]))
+
+
+def save_png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""The figure of a report, drawn without pyplot and its global state."""
+"""The figure of a report on runs: curves over epochs, panel by panel, and the gains of the layers."""
 
 from __future__ import annotations
 
@@ -6,20 +6,26 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bnfree.lightning_modules.reports.runs.curves import CLIPPED, FLIPPED, LEARNING_RATE
-from bnfree.lightning_modules.reports.runs.direct_labels import FONT_SIZE, EndLabel, write_at_ends
-from bnfree.lightning_modules.reports.runs.gains import draw_gains, has_gains
-from bnfree.lightning_modules.reports.runs.groups import Band, Group
+from bnfree.lightning_modules.reports.figures import (
+    COLORS,
+    DPI,
+    FONT_SIZE,
+    GREY,
+    EndLabel,
+    plain_axes,
+    short_layer,
+    write_at_ends,
+)
+from bnfree.lightning_modules.reports.run_groups import Band, Group
+from bnfree.lightning_modules.reports.runs import CLIPPED, FLIPPED, LEARNING_RATE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which colour-blind readers tell apart, without the yellow that is too pale for lines.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LayerGains = dict[str, float]
+
 STYLES = ("-", "--", ":", "-.")
-GREY = "#555555"
-DPI = 150
 WIDTH, PANEL_HEIGHT, GAINS_HEIGHT = 11.0, 2.9, 3.3
 # Of a panel's height, what title and axis leave.
 AXES_SHARE = 0.72
@@ -61,7 +67,7 @@ OTHERS = (
 )
 
 
-def draw(groups: list[Group], title: str) -> Figure:
+def draw_runs(groups: list[Group], title: str) -> Figure:
     """Curves of all groups, panel by panel; what none of the runs has measured is left out.
 
     Args:
@@ -76,7 +82,7 @@ def draw(groups: list[Group], title: str) -> Figure:
         for panel in (*(TOGETHER if len(groups) == 1 else APART), *OTHERS)
         if any(group.bands(metric) for group in groups for metric in panel.lines)
     ]
-    gains = has_gains(groups)
+    gains = any(first_and_last(group) for group in groups)
     rows = max(1, (len(panels) + 1) // 2)
     height = PANEL_HEIGHT * rows + GAINS_HEIGHT * gains + 0.6
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, hspace=0.04)
@@ -105,7 +111,7 @@ def draw(groups: list[Group], title: str) -> Figure:
     else:
         _draw_legend(figure, groups, title)
     if gains:
-        draw_gains(figure.add_subplot(grid[rows, :]), groups, COLORS, named=in_place and len(groups) > 1)
+        _draw_gains(figure.add_subplot(grid[rows, :]), groups, named=in_place and len(groups) > 1)
     if any(len(group.runs) > 1 for group in groups):
         figure.supxlabel("line: mean over seeds; band: lowest to highest seed", fontsize=FONT_SIZE, color=GREY)
     return figure
@@ -141,7 +147,6 @@ def _draw_panel(axes: Axes, panel: Panel, groups: list[Group], in_place: bool) -
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=18 if named else 6)
     axes.set_xlabel("epoch", fontsize=FONT_SIZE)
     axes.set_ylabel(f"{panel.unit} (%)" if panel.percent else panel.unit, fontsize=FONT_SIZE)
-    axes.tick_params(labelsize=FONT_SIZE)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if panel.percent:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}"))
@@ -149,8 +154,7 @@ def _draw_panel(axes: Axes, panel: Panel, groups: list[Group], in_place: bool) -
     axes.margins(y=0.08)
     if panel.from_zero:
         axes.set_ylim(0, 1.08 * max(axes.dataLim.y1, 1e-12))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain_axes(axes)
     return labels
 
 
@@ -205,10 +209,54 @@ def _mark_stages(axes: Axes, groups: list[Group]) -> bool:
     return not others and any(names)
 
 
-def save_png(figure: Figure) -> bytes:
-    """The figure as a PNG file."""
-    from io import BytesIO
+def first_and_last(group: Group) -> tuple[tuple[int, LayerGains], tuple[int, LayerGains]] | None:
+    """Number of trained epochs and mean gain by layer, the first and the last that all runs have; None without any."""
+    found: dict[int, LayerGains] = {}
+    for index, start in enumerate([0, *group.borders()[:-1]]):
+        stages = group.of_stage(index)
+        for epoch in sorted(set.intersection(*(set(stage.gains) for stage in stages))):
+            of_runs = [stage.gains[epoch] for stage in stages]
+            layers = [layer for layer in of_runs[0] if all(layer in gains for gains in of_runs)]
+            found[start + epoch + 1] = {
+                layer: math.fsum(gains[layer] for gains in of_runs) / len(of_runs) for layer in layers
+            }
+    return (next(iter(found.items())), next(reversed(found.items()))) if found else None
 
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
-    return buffer.getvalue()
+
+def _draw_gains(axes: Axes, groups: list[Group], named: bool) -> None:
+    """Draws mean |gain| of each layer, dashed after the first epoch and solid after the last.
+
+    Args:
+        axes: where to draw.
+        groups: all groups; those without gains are passed over.
+        named: write the labels of the groups beside the lines.
+    """
+    found = [(index, group, ends) for index, group in enumerate(groups) if (ends := first_and_last(group))]
+    layers = list(dict.fromkeys(layer for _, _, ends in found for _, gains in ends for layer in gains))
+    positions = {layer: position for position, layer in enumerate(layers)}
+    labels, epochs = [], set()
+    for index, group, ((first, before), (last, after)) in found:
+        color = COLORS[index % len(COLORS)]
+        epochs.add((first, last))
+        if first != last:
+            axes.plot(
+                [positions[la] for la in before], list(before.values()), "o--", color=color, lw=1, ms=4, mfc="white"
+            )
+        axes.plot([positions[la] for la in after], list(after.values()), "o-", color=color, lw=1.8, ms=4)
+        end = list(after)[-1]
+        labels.append(EndLabel(positions[end], after[end], group.label, color))
+    axes.set_title(f"Mean |gain| of each layer, {_when(epochs)}", loc="left", fontsize=11, fontweight="bold")
+    axes.set_xticks(range(len(layers)), [short_layer(layer) for layer in layers], rotation=90)
+    axes.set_xlabel("layer (stage or block . unit), from input to output", fontsize=FONT_SIZE)
+    axes.set_ylabel("mean |gain|", fontsize=FONT_SIZE)
+    axes.set_xlim(-0.5, len(layers) - 0.5)
+    plain_axes(axes)
+    if named:
+        write_at_ends(axes, labels, 72 * 1.9)
+
+
+def _when(epochs: set[tuple[int, int]]) -> str:
+    if len(epochs) > 1:
+        return "after the first epoch (dashed) and the last (solid)"
+    ((first, last),) = epochs
+    return f"after epoch {last}" if first == last else f"after epoch {first} (dashed) and {last} (solid)"

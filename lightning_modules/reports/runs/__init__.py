@@ -1,1 +1,0 @@
-"""A table and a figure of one or several runs."""
