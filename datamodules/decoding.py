@@ -1,36 +1,49 @@
 """Image files to pixels."""
 
+from __future__ import annotations
+
 import io
 import os
 from collections.abc import Callable
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from bnfree.datamodules.jpeg_header import read_jpeg_header
+from bnfree.datamodules.pixel_modes import rgb_pixels
 from bnfree.errors import InputError
 
-JPEG_START = [0xFF, 0xD8, 0xFF]
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+ORIENTATION = 0x0112
 
 
-def decode_image(path: str | os.PathLike[str]) -> Tensor:
-    """Decode an image file as RGB; an orientation in its EXIF data is not applied.
+def decode_image(path: str | os.PathLike[str], exif_orientation: bool = True) -> Tensor:
+    """Decode an image file as RGB.
 
     JPEG is decoded by torchvision, straight into a tensor; everything else, and what torchvision refuses, by Pillow.
-    Both use libjpeg-turbo and give the same pixels, torchvision in less time (`benchmarks/image_decoding.py`).
+    Both use libjpeg-turbo and give the same pixels, torchvision in less time (`benchmarks/image_decoding.py`). 16-bit
+    pixels are scaled, not cut off; see `rgb_pixels`.
 
     Args:
         path: The file; its content decides on the format, not its name.
+        exif_orientation: Turn and mirror the image as its EXIF or XMP data ask for, so that photographs of phones stand
+            upright; false: as torchvision's `ImageFolder` does, which leaves them out.
 
     Returns:
         Shape (3, H, W), uint8, as a view of (H, W, 3).
 
     Raises:
-        InputError: The file cannot be read or decoded.
+        InputError: The file cannot be read or decoded, states more pixels than Pillow allows, or has pixels of a kind
+            that nobody states the range of.
     """
-    image = _decode_jpeg(path)
-    return _decode_with_pillow(path) if image is None else image
+    image = _decode_jpeg(path, exif_orientation)
+    return _decode_with_pillow(path, exif_orientation) if image is None else image
 
 
 @cache
@@ -43,17 +56,29 @@ def _jpeg_decoder() -> Callable[[Tensor], Tensor] | None:
     return decode_jpeg
 
 
-def _decode_jpeg(path: str | os.PathLike[str]) -> Tensor | None:
+def _decode_jpeg(path: str | os.PathLike[str], exif_orientation: bool) -> Tensor | None:
     """The image if it is a JPEG file that torchvision can decode."""
     decoder = _jpeg_decoder()
     try:
         data = np.fromfile(path, np.uint8)
-        if decoder is None or data[:3].tolist() != JPEG_START:
+        header = read_jpeg_header(data)
+        if decoder is None or header is None or _is_too_large(header.height * header.width):
             return None
         image = decoder(torch.from_numpy(data))
     except (OSError, RuntimeError):
         return None
-    return _as_rgb(image)
+    # Four channels are CMYK, whose inverted variants Pillow knows.
+    if image.shape[0] not in (1, 3):
+        return None
+    image = image.expand(3, -1, -1)
+    return upright(image, _orientation_of_bytes(data)) if exif_orientation and header.has_metadata else image
+
+
+def _is_too_large(pixels: int) -> bool:
+    """Whether Pillow would refuse the image, and say so."""
+    from PIL import Image
+
+    return Image.MAX_IMAGE_PIXELS is not None and pixels > 2 * Image.MAX_IMAGE_PIXELS
 
 
 def decode_jpeg_bytes(data: Tensor) -> Tensor:
@@ -73,17 +98,59 @@ def decode_jpeg_bytes(data: Tensor) -> Tensor:
     return torch.from_numpy(np.array(Image.open(io.BytesIO(data.numpy().tobytes())))).permute(2, 0, 1)
 
 
-def _as_rgb(image: Tensor) -> Tensor | None:
-    # Four channels are CMYK, whose inverted variants Pillow knows.
-    return image.expand(3, -1, -1) if image.shape[0] in (1, 3) else None
-
-
-def _decode_with_pillow(path: str | os.PathLike[str]) -> Tensor:
+def _decode_with_pillow(path: str | os.PathLike[str], exif_orientation: bool) -> Tensor:
     from PIL import Image
 
     try:
         with Image.open(path) as file:
-            image = file.convert("RGB")
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} cannot be decoded as an image ({error}): replace or remove it.") from error
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+            file.load()
+            # Known only now: PNG has its EXIF data behind the pixels, and Pillow turns TIFF images itself.
+            orientation = _orientation(file) if exif_orientation else 1
+            pixels = rgb_pixels(file)
+    except InputError as error:
+        raise InputError(f"{path} {error}, or remove it.") from None
+    # Damaged bytes make the decoders of thirty formats raise nearly anything.
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "").rstrip(".") or type(error).__name__
+        raise InputError(f"{path} cannot be decoded as an image ({reason}): replace or remove it.") from error
+    return upright(torch.from_numpy(pixels).permute(2, 0, 1), orientation)
+
+
+def _orientation_of_bytes(data: NDArray[np.uint8]) -> int:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data.tobytes())) as file:
+            return _orientation(file)
+    # As below.
+    except Exception:
+        return 1
+
+
+def _orientation(image: Image) -> int:
+    """1 to 8, as EXIF counts them; 1, which leaves an image alone, where there is none or its data are damaged."""
+    try:
+        value = image.getexif().get(ORIENTATION, 1)
+    # The pixels are whole, whatever the parser of damaged metadata raises.
+    except Exception:
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def upright(image: Tensor, orientation: int) -> Tensor:
+    """Turn and mirror an image.
+
+    Args:
+        image: Shape (3, H, W), as a view of (H, W, 3).
+        orientation: What EXIF calls orientation, 1 to 8: where the first row and the first column of the file belong.
+
+    Returns:
+        Shape (3, H, W), or (3, W, H) from 5 on, as a view with the channels last.
+    """
+    if orientation == 1:
+        return image
+    if orientation >= 5:
+        image = image.transpose(1, 2)
+    across, down = orientation in (2, 3, 6, 7), orientation in (3, 4, 7, 8)
+    image = image.flip([axis for axis, mirrored in ((2, across), (1, down)) if mirrored])
+    return image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
