@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 ORIENTATION = 0x0112
+# Counts what changes the pixels of a file, for what has been stored of them: 2 scales 16 bits and knows orientations.
+DECODING = 2
 
 
 def decode_image(path: str | os.PathLike[str], exif_orientation: bool = True) -> Tensor:
@@ -98,7 +100,7 @@ def decode_jpeg_bytes(data: Tensor) -> Tensor:
     return torch.from_numpy(np.array(Image.open(io.BytesIO(data.numpy().tobytes())))).permute(2, 0, 1)
 
 
-def _decode_with_pillow(path: str | os.PathLike[str], exif_orientation: bool) -> Tensor:
+def _decode_with_pillow(path: str | os.PathLike[str], exif_orientation: bool = True) -> Tensor:
     from PIL import Image
 
     try:

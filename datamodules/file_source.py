@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bnfree.datamodules.augmentation import pca_lighting
 from bnfree.datamodules.batches import RawBatch
+from bnfree.datamodules.decoding import DECODING
 from bnfree.datamodules.image_files import fit_image, read_image
 from bnfree.datamodules.image_store import ImageStore
 from bnfree.datamodules.loader import BatchLoader
@@ -42,6 +43,7 @@ class FileSource(ImageSource):
         lighting: Standard deviation of the lighting's draws.
         num_workers: Processes that read files; 0 reads in the process itself.
         store: Filled with the same files, to read instead of them; None for none.
+        exif_orientation: As in `decode_image`.
     """
 
     def __init__(
@@ -53,8 +55,9 @@ class FileSource(ImageSource):
         lighting: float,
         num_workers: int,
         store: ImageStore | None = None,
+        exif_orientation: bool = True,
     ) -> None:
-        self.store = store
+        self.store, self.exif_orientation = store, exif_orientation
         self.labels = labels
         self.root, self.image_size, self.lighting, self.num_workers = root, image_size, lighting, num_workers
         # One array of bytes: a list's reference counts would make each worker copy the whole list, page by page.
@@ -73,8 +76,9 @@ class FileSource(ImageSource):
         return FileLoader(self, indices, targets, sampler, augment, seed, cycle)
 
     def fingerprint(self, indices: Tensor, augment: bool) -> str:
-        """A hash of the files' paths, sizes and times, of the image size, and of the lighting."""
-        digest = hashlib.sha256(repr((self.image_size, self.lighting if augment else None)).encode())
+        """A hash of the files' paths, sizes and times, how they are decoded, the image size, and the lighting."""
+        settings = (self.image_size, self.lighting if augment else None, DECODING, self.exif_orientation)
+        digest = hashlib.sha256(repr(settings).encode())
         if self.store is not None:
             digest.update(self.store.kind.encode())
         for index in indices.tolist():
@@ -100,7 +104,7 @@ class FileSource(ImageSource):
         if self.store is not None:
             image, original = self.store.image(index), self.store.original_size(index)
             return fit_image(image, self.image_size, resize, random, original)
-        return read_image(self.root / self.name(index), self.image_size, resize, random)
+        return read_image(self.root / self.name(index), self.image_size, resize, random, self.exif_orientation)
 
     def read_augmented(self, index: int, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
         """One image in one epoch of training: the image (3, S, S) uint8 and its colour shift (3,) float32."""

@@ -11,18 +11,18 @@ from torch import Tensor
 
 from bnfree.datamodules.augmentation import random_resized_crop_box
 from bnfree.datamodules.decoding import decode_image
+from bnfree.datamodules.folder_scan import EXTENSIONS, FolderScan, is_folder, is_hidden
 from bnfree.errors import InputError
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Names of the class folders in `folder`, sorted; hidden ones are not classes.
+    """Names of the class folders in `folder`, sorted; hidden ones are not classes, links to folders are.
 
     Raises:
         InputError: there is no class folder.
     """
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if is_folder(entry) and not is_hidden(entry.name))
     if not names:
         raise InputError(f"{folder} has no class folders: images must be in {folder}/<class>/.")
     return names
@@ -40,7 +40,7 @@ def list_images(root: Path, part: str, class_names: list[str]) -> tuple[list[str
         Paths relative to `root` with forward slashes, ordered by class and name, and labels (N,) int64.
 
     Raises:
-        InputError: the part has other classes, or a class has no image.
+        InputError: the part has other classes, a class has no image, or links lead in circles (`FolderScan`).
     """
     found = class_folders(root / part)
     if found != class_names:
@@ -48,13 +48,11 @@ def list_images(root: Path, part: str, class_names: list[str]) -> tuple[list[str
         wrong += [f"a foreign {name}/" for name in found if name not in class_names]
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise InputError(f"{root / part} has {', '.join(wrong[:3])}{more}: it must have the classes of {root}/train.")
-    paths, labels = [], []
+    paths: list[str] = []
+    labels: list[int] = []
+    scan = FolderScan()
     for label, name in enumerate(class_names):
-        files = []
-        for folder, subfolders, names in os.walk(root / part / name, followlinks=True):
-            subfolders.sort()
-            relative = Path(folder).relative_to(root).as_posix()
-            files += [f"{relative}/{file}" for file in sorted(names) if _is_image(file)]
+        files = [f"{part}/{name}/{file}" for file in scan.images(root / part / name, name)]
         if not files:
             raise InputError(f"{root / part / name} has no image ({', '.join(EXTENSIONS)}): add some or remove it.")
         paths += files
@@ -62,11 +60,9 @@ def list_images(root: Path, part: str, class_names: list[str]) -> tuple[list[str
     return paths, torch.tensor(labels, dtype=torch.int64)
 
 
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and name.lower().endswith(EXTENSIONS)
-
-
-def read_image(path: str | os.PathLike[str], size: int, resize: int, random: Random | None = None) -> Tensor:
+def read_image(
+    path: str | os.PathLike[str], size: int, resize: int, random: Random | None = None, exif_orientation: bool = True
+) -> Tensor:
     """Read an image file as RGB and bring it to a square.
 
     Args:
@@ -74,6 +70,7 @@ def read_image(path: str | os.PathLike[str], size: int, resize: int, random: Ran
         size: Height and width of the result, in pixels.
         resize: Without `random`, the shorter side is resized to it before the central crop.
         random: Source of a random resized crop; None for the central crop.
+        exif_orientation: As in `decode_image`.
 
     Returns:
         Shape (3, size, size), uint8.
@@ -81,7 +78,7 @@ def read_image(path: str | os.PathLike[str], size: int, resize: int, random: Ran
     Raises:
         InputError: the file cannot be read or decoded.
     """
-    return fit_image(decode_image(path), size, resize, random)
+    return fit_image(decode_image(path, exif_orientation), size, resize, random)
 
 
 def fit_image(
@@ -137,7 +134,7 @@ def _resize(image: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
 
 
-def read_images(root: Path, paths: list[str], size: int) -> Tensor:
+def read_images(root: Path, paths: list[str], size: int, exif_orientation: bool = True) -> Tensor:
     """Read files into memory with a thread per core: the shorter side resized to `size`, the centre cropped.
 
     Returns:
@@ -150,7 +147,7 @@ def read_images(root: Path, paths: list[str], size: int) -> Tensor:
 
     def fill(start: int) -> None:
         for place in range(start, min(start + chunk, len(paths))):
-            images[place] = read_image(root / paths[place], size, size)
+            images[place] = read_image(root / paths[place], size, size, exif_orientation=exif_orientation)
 
     # Chunks, because a task per image costs as much as decoding a small one.
     chunk = 64

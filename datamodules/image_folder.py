@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from bnfree.datamodules.augmentation import IMAGENET_MEAN, IMAGENET_STD
 from bnfree.datamodules.base import ImageDataModule
 from bnfree.datamodules.checks import check_int, check_split, existing_folder
@@ -10,6 +12,7 @@ from bnfree.datamodules.cifar import CIFAR10DataModule, CIFAR100DataModule
 from bnfree.datamodules.file_source import FileSource, evaluation_resize
 from bnfree.datamodules.image_files import class_folders, list_images, read_images
 from bnfree.datamodules.image_store import ImageStore
+from bnfree.datamodules.same_images import same_images
 from bnfree.datamodules.sources import ImageSource, TensorSource
 from bnfree.errors import InputError
 
@@ -49,6 +52,8 @@ class ImageFolderDataModule(ImageDataModule):
             same part of the picture, with less detail where it is small. Made anew when files change. Not with
             `in_memory`.
         cache_dir: Folder of the cache, on a fast disk; None for `data_dir/.cache`.
+        exif_orientation: Turn and mirror images as their EXIF data ask for, so that photographs of phones stand
+            upright; false: as torchvision's `ImageFolder` does, which takes the pixels as they lie in the file.
         **common: `split_seed`, `augment`, `seed`, `limit_train`, `augmentation_cycle` of the base class.
 
     Raises:
@@ -71,6 +76,7 @@ class ImageFolderDataModule(ImageDataModule):
         normalization: Literal["imagenet", "cifar10", "cifar100"] = "imagenet",
         cache: Literal["none", "jpeg256", "raw"] = "none",
         cache_dir: str | None = None,
+        exif_orientation: bool = True,
         **common: Any,
     ) -> None:
         super().__init__(batch_size, val_split, **common)
@@ -88,12 +94,13 @@ class ImageFolderDataModule(ImageDataModule):
             raise InputError(f"cache={cache!r} must be one of none, jpeg256, raw.")
         if cache != "none" and in_memory:
             raise InputError(f"cache={cache!r} has no use with in_memory: true, which keeps all images: remove one.")
-        self.cache = cache
+        self.cache, self.exif_orientation = cache, exif_orientation
         self.data_dir = existing_folder("data_dir", data_dir, "train/<class>/ in it")
         train = Path(self.data_dir) / self.folders["train"]
         if not train.is_dir():
             raise InputError(f"data_dir={self.data_dir!r} has no train/: images must be in {train}/<class>/.")
         self.cache_dir = Path(self.data_dir, ".cache") if cache_dir is None else Path(cache_dir).expanduser()
+        self._compared: set[str] = set()
         self.class_names = class_folders(train)
         self.num_classes = len(self.class_names)
         check_split("test_split", test_split)
@@ -110,15 +117,37 @@ class ImageFolderDataModule(ImageDataModule):
             return None
         root = Path(self.data_dir)
         paths, labels = list_images(root, self.folders[part], self.class_names)
+        self._say_same_images(part, root, paths)
         size = self.image_shape[1]
         if self.in_memory:
-            return TensorSource(read_images(root, paths, size), labels, self.padding, flip=True, names=paths)
-        return FileSource(root, paths, labels, size, self.lighting, self.num_workers, self._store(part, root, paths))
+            images = read_images(root, paths, size, self.exif_orientation)
+            return TensorSource(images, labels, self.padding, flip=True, names=paths)
+        store = self._store(part, root, paths)
+        return FileSource(
+            root, paths, labels, size, self.lighting, self.num_workers, store, exif_orientation=self.exif_orientation
+        )
+
+    def _say_same_images(self, part: str, root: Path, paths: list[str]) -> None:
+        if self._processes()[1] > 0:
+            return
+        for other in ("val", "test") if part == "train" else ("train",):
+            held_out = other if part == "train" else part
+            if held_out in self._compared or not self._has_folder(other):
+                continue
+            self._compared.add(held_out)
+            pairs = same_images(root, paths, self.folders[other])
+            if pairs:
+                rank_zero_warn(
+                    f"{root / self.folders[other]} has {len(pairs)} of the images of {root / self.folders[part]} too, "
+                    f"such as {pairs[0][0]}, which is {pairs[0][1]}: the accuracy on {self.folders[held_out]}/ "
+                    "promises too much for new images."
+                )
 
     def _store(self, part: str, root: Path, paths: list[str]) -> ImageStore | None:
         if self.cache == "none":
             return None
-        store = ImageStore(self.cache_dir, self.folders[part], self.cache, evaluation_resize(self.image_shape[1]))
+        resize = evaluation_resize(self.image_shape[1])
+        store = ImageStore(self.cache_dir, self.folders[part], self.cache, resize, self.exif_orientation)
         store.fill(root, paths)
         return store
 

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bnfree.datamodules.decoding import decode_image, decode_jpeg_bytes
+from bnfree.datamodules.decoding import DECODING, decode_image, decode_jpeg_bytes
 from bnfree.datamodules.image_files import resize_shorter_side
 from bnfree.errors import InputError
 from bnfree.files import whole_file
@@ -31,7 +31,6 @@ except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 Kind = Literal["jpeg256", "raw"]
-FORMAT = 1
 JPEG_QUALITY = 95
 CHUNK = 64
 
@@ -45,21 +44,23 @@ class ImageStore:
     small one.
 
     The file lies in `folder` beside an index that is written last, so that what was stopped half-way is not taken for
-    whole; it is made anew when a source file has another name, size or time. Processes that need it at the same time
-    wait for the one that makes it.
+    whole; it is made anew when a source file has another name, size or time, or when it is damaged. Processes that need
+    it at the same time wait for the one that makes it.
 
     Args:
         folder: where the files of stores lie; made if it is not there.
         name: name of the part, such as `train`.
         kind: `raw` or `jpeg256`.
         shorter_side: pixels that a larger image's shorter side is reduced to.
+        exif_orientation: as in `decode_image`.
 
     Raises:
         InputError: the folder cannot be written to, or the disk has too little space.
     """
 
-    def __init__(self, folder: Path, name: str, kind: Kind, shorter_side: int) -> None:
+    def __init__(self, folder: Path, name: str, kind: Kind, shorter_side: int, exif_orientation: bool = True) -> None:
         self.folder, self.kind, self.shorter_side = folder, kind, shorter_side
+        self.exif_orientation = exif_orientation
         self._stem = f"{name}-{kind}-{shorter_side}"
         self._index: dict[str, NDArray[np.int64]] = {}
         self._data: NDArray[np.uint8] | None = None
@@ -78,24 +79,31 @@ class ImageStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with _lock(self.folder / f".{self._stem}.lock"):
-                if not self._is_of(signature):
-                    self._make(root, paths, signature)
+                index = self._read_index(signature, len(paths))
+                if index is None:
+                    index = self._make(root, paths, signature)
         except OSError as error:
             raise InputError(
                 f"cache_dir={str(self.folder)!r} cannot be written to ({error.strerror or error}); give another one."
             ) from error
-        with np.load(self._path("index.npz")) as index:
-            self._index = {key: index[key] for key in ("offsets", "shapes", "originals")}
+        self._index = index
 
     def image(self, index: int) -> Tensor:
-        """An image, shape (3, H, W), uint8, as a view of (H, W, 3); only to be read."""
+        """An image, shape (3, H, W), uint8, as a view of (H, W, 3); only to be read.
+
+        Raises:
+            InputError: it has been damaged since it was written.
+        """
         if self._data is None:
             # Opened by each process itself, on first use.
             self._data = np.memmap(self._path("data"), np.uint8, mode="c")
         start, end = self._index["offsets"][index : index + 2]
         content = torch.from_numpy(self._data[start:end])
         if self.kind == "jpeg256":
-            return decode_jpeg_bytes(content)
+            try:
+                return decode_jpeg_bytes(content)
+            except (RuntimeError, OSError) as error:
+                raise InputError(f"{self._path('data')} is damaged: remove it, and it is made again.") from error
         height, width = self._index["shapes"][index].tolist()
         return content.view(height, width, 3).permute(2, 0, 1)
 
@@ -112,7 +120,8 @@ class ImageStore:
         return self.folder / f"{self._stem}.{suffix}"
 
     def _signature(self, root: Path, paths: list[str]) -> str:
-        digest = hashlib.sha256(f"{FORMAT} {self.kind} {JPEG_QUALITY} {self.shorter_side}".encode())
+        settings = f"{DECODING} {self.exif_orientation} {self.kind} {JPEG_QUALITY} {self.shorter_side}"
+        digest = hashlib.sha256(settings.encode())
 
         def status(path: str) -> str:
             found = (root / path).stat()
@@ -126,15 +135,30 @@ class ImageStore:
             raise InputError(f"{error.filename} cannot be read ({error.strerror}): replace or remove it.") from error
         return digest.hexdigest()
 
-    def _is_of(self, signature: str) -> bool:
+    def _read_index(self, signature: str, count: int) -> dict[str, NDArray[np.int64]] | None:
+        """Where each image is, if that is written down whole and of these files; else None."""
         try:
-            with np.load(self._path("index.npz")) as index:
-                description = json.loads(str(index["description"]))
-            return bool(description == {"signature": signature, "bytes": self._path("data").stat().st_size})
-        except (OSError, ValueError, KeyError, EOFError):
-            return False
+            size = self._path("data").stat().st_size
+            with np.load(self._path("index.npz")) as file:
+                arrays = {name: file[name] for name in file.files}
+            description = json.loads(str(arrays.pop("description")))
+        # Damaged archives end in many exception types, all of which mean the same.
+        except Exception:
+            return None
+        if description != {"signature": signature, "bytes": size}:
+            return None
+        kinds = {"offsets": (count + 1,), "shapes": (count, 2), "originals": (count, 2)}
+        if {name: array.shape for name, array in arrays.items()} != kinds:
+            return None
+        if any(array.dtype != np.int64 for array in arrays.values()):
+            return None
+        lengths = np.diff(arrays["offsets"])
+        ends = arrays["offsets"][0] == 0 and arrays["offsets"][-1] == size
+        fits = self.kind != "raw" or bool((lengths == 3 * arrays["shapes"].prod(1)).all())
+        positive = all(bool((values > 0).all()) for values in (lengths, arrays["shapes"], arrays["originals"]))
+        return arrays if ends and fits and positive else None
 
-    def _make(self, root: Path, paths: list[str], signature: str) -> None:
+    def _make(self, root: Path, paths: list[str], signature: str) -> dict[str, NDArray[np.int64]]:
         from tqdm import tqdm  # type: ignore[import-untyped]
 
         start = time.monotonic()
@@ -145,7 +169,7 @@ class ImageStore:
         offsets, shapes, originals = [0], [], []
 
         def convert(path: str) -> tuple[bytes, torch.Size, torch.Size]:
-            original = decode_image(root / path)
+            original = decode_image(root / path, self.exif_orientation)
             image = resize_shorter_side(original, self.shorter_side, enlarge=False)
             return encode(image), image.shape[1:], original.shape[1:]
 
@@ -168,10 +192,12 @@ class ImageStore:
             file.flush()
             os.fsync(file.fileno())
         description = json.dumps({"signature": signature, "bytes": offsets[-1]})
-        arrays = {"offsets": offsets, "shapes": shapes, "originals": originals, "description": description}
+        lists = {"offsets": offsets, "shapes": shapes, "originals": originals}
+        arrays = {name: np.array(values, np.int64) for name, values in lists.items()}
         with whole_file(self._path("index.npz")) as unfinished, unfinished.open("wb") as file:
-            np.savez(file, **{name: np.array(value) for name, value in arrays.items()})  # type: ignore[arg-type]
+            np.savez(file, description=np.array(description), **arrays)  # type: ignore[arg-type]
         rank_zero_info(f"Made it in {time.monotonic() - start:.0f} s: {offsets[-1] / 2**20:,.1f} MiB.")
+        return arrays
 
     def _check_space(self, needed: float) -> None:
         free = shutil.disk_usage(self.folder).free

@@ -46,7 +46,7 @@ def _deep_grey(image: Image) -> NDArray[np.uint8]:
     maximum = _maximum(image)
     if maximum is None:
         raise InputError(
-            f"has pixels of mode {image.mode}, and nobody states which value is white: save it with 8 or 16 bits a channel"
+            f"has pixels of mode {image.mode}, of which nobody states the white: save it with 8 or 16 bits a channel"
         )
     values = np.asarray(image).astype(np.int64)
     grey = ((values * 510 + maximum) // (2 * maximum)).clip(0, 255).astype(np.uint8)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from bnfree.datamodules.image_files import EXTENSIONS, read_image
+from bnfree.datamodules.folder_scan import EXTENSIONS, FolderScan
+from bnfree.datamodules.image_files import read_image
 from bnfree.errors import InputError
 from bnfree.packing import NetworkInfo
 
@@ -22,18 +22,14 @@ def find_images(given: Sequence[str]) -> list[Path]:
     """The image files among paths: files as they are, folders with everything below them, in the order of names.
 
     Raises:
-        InputError: a path that does not exist, or a folder without images.
+        InputError: a path that does not exist, a folder without images, or links in it that lead back.
     """
-    found = []
+    found: list[Path] = []
     for entry in given:
+        scan = FolderScan()
         path = Path(entry).expanduser()
         if path.is_dir():
-            inside = [
-                Path(folder) / name
-                for folder, _, names in os.walk(path, followlinks=True)
-                for name in names
-                if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-            ]
+            inside = [path / name for name in scan.images(path)]
             if not inside:
                 raise InputError(f"{entry!r} has no image in it ({', '.join(EXTENSIONS)}).")
             found += sorted(inside)
@@ -68,12 +64,13 @@ def check_readable(info: NetworkInfo, network: str) -> None:
         )
 
 
-def read_batches(paths: Sequence[Path], info: NetworkInfo) -> Iterator[Tensor]:
+def read_batches(paths: Sequence[Path], info: NetworkInfo, exif_orientation: bool = True) -> Iterator[Tensor]:
     """The images in batches of 64: the shorter side resized, the centre cropped, grey where the network wants it.
 
     Args:
         paths: image files.
         info: with image_shape.
+        exif_orientation: turn images as their EXIF data ask for; false: as they lie in their files.
 
     Yields:
         8-bit images (N, C, H, W), not normalised yet.
@@ -82,9 +79,10 @@ def read_batches(paths: Sequence[Path], info: NetworkInfo) -> Iterator[Tensor]:
         InputError: a file that cannot be decoded.
     """
     channels, size, _ = info.image_shape  # type: ignore[misc]
+    resize = info.resize or size
     for start in range(0, len(paths), BATCH):
         files = paths[start : start + BATCH]
-        images = torch.stack([read_image(path, size, info.resize or size) for path in files])
+        images = torch.stack([read_image(path, size, resize, exif_orientation=exif_orientation) for path in files])
         if channels == 1:
             parts = torch.tensor(LUMA).view(1, 3, 1, 1)
             images = ((images.int() * parts).sum(1, keepdim=True) + (1 << 15) >> 16).to(torch.uint8)

@@ -1,7 +1,12 @@
+import io
+import resource
+import struct
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 import bnfree.datamodules.decoding as decoding
 from bnfree.datamodules.decoding import decode_image
@@ -55,12 +60,78 @@ def test_jpeg_is_decoded_by_torchvision(tmp_path, monkeypatch):
     assert decode_image(str(tmp_path / "a.jpg")).shape == (3, 37, 53)
 
 
-@pytest.mark.usefixtures("decoder")
-def test_an_orientation_is_left_alone(tmp_path):
+def oriented(path, orientation, **options):
     exif = Image.Exif()
-    exif[0x0112] = 6
-    picture().save(tmp_path / "a.jpg", exif=exif)
-    assert decode_image(tmp_path / "a.jpg").shape == (3, 37, 53)
+    exif[0x0112] = orientation
+    picture().save(path, exif=exif, **options)
+    return path
+
+
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif", "a.avif"])
+@pytest.mark.usefixtures("decoder")
+def test_an_orientation_is_obeyed(tmp_path, name, orientation):
+    path = oriented(tmp_path / name, orientation)
+    # An independent implementation; 0 and 9 mean nothing.
+    expected = np.array(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+    image = decode_image(path)
+    assert np.array_equal(image.permute(1, 2, 0).numpy(), expected)
+    assert image.shape == ((3, 53, 37) if 5 <= orientation <= 8 else (3, 37, 53))
+    assert image.permute(1, 2, 0).is_contiguous()
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif", "a.avif"])
+@pytest.mark.usefixtures("decoder")
+def test_an_orientation_is_left_alone_if_asked(tmp_path, name):
+    """As Pillow itself, which obeys that of TIFF alone."""
+    path = oriented(tmp_path / name, 6)
+    expected = np.array(Image.open(path).convert("RGB"))
+    assert np.array_equal(decode_image(path, exif_orientation=False).permute(1, 2, 0).numpy(), expected)
+
+
+@pytest.mark.usefixtures("decoder")
+def test_an_orientation_in_xmp_or_behind_other_segments_is_obeyed(tmp_path):
+    picture().save(tmp_path / "a.jpg", xmp=b'<rdf:Description tiff:Orientation="6"/>', icc_profile=b"0" * 200_000)
+    assert decode_image(tmp_path / "a.jpg").shape == (3, 53, 37)
+    oriented(tmp_path / "b.jpg", 8, icc_profile=b"0" * 200_000, comment="phone")
+    assert decode_image(tmp_path / "b.jpg").shape == (3, 53, 37)
+
+
+@pytest.mark.parametrize("keep", range(0, 40, 3))
+@pytest.mark.usefixtures("decoder")
+def test_damaged_metadata_leave_whole_pixels_alone(tmp_path, keep):
+    path = oriented(tmp_path / "a.jpg", 6)
+    content = bytearray(path.read_bytes())
+    start = content.index(b"Exif") + 6
+    end = start + 26
+    content[start + keep : end] = b"\xff" * max(0, end - start - keep)
+    path.write_bytes(content)
+    assert decode_image(path).shape in ((3, 37, 53), (3, 53, 37))
+
+
+def jpeg_of(height, width):
+    """A small file that states a size."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(buffer, "JPEG")
+    content = bytearray(buffer.getvalue())
+    start = content.index(b"\xff\xc0") + 5
+    content[start : start + 4] = struct.pack(">HH", height, width)
+    return bytes(content)
+
+
+@pytest.mark.parametrize(("height", "width"), [(65000, 65000), (65535, 65535), (13000, 14000)])
+@pytest.mark.usefixtures("decoder")
+def test_a_file_that_states_too_many_pixels_is_refused_undecoded(tmp_path, height, width):
+    """In a process that may not have the memory for it."""
+    (tmp_path / "bomb.jpg").write_bytes(jpeg_of(height, width))
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 256 * 2**20, limit[1]))
+    try:
+        with pytest.raises(InputError, match=r"bomb.jpg cannot be decoded as an image \(Image size \(\d+ pixels\)"):
+            decode_image(tmp_path / "bomb.jpg")
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limit)
 
 
 @pytest.mark.usefixtures("decoder")

@@ -4,8 +4,10 @@ import pickle
 import re
 from collections import namedtuple
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from small_data import write_image
 from torchvision import transforms
 
@@ -96,6 +98,65 @@ def test_it_is_made_once_and_again_when_files_change(folder):
     assert again["test-raw-32.data"] == first["test-raw-32.data"]
     (folder / "train" / "dog" / "001.png").unlink()
     assert len(module(folder, cache="raw").calibration_images(12)) == 12
+
+
+def spoil_index(index, damage):
+    with np.load(index) as file:
+        arrays = dict(file)
+    if damage == "bad checksum":
+        content = bytearray(index.read_bytes())
+        content[content.index(b"NUMPY") + 150] ^= 255
+        index.write_bytes(content)
+        return
+    if damage == "truncated index":
+        os.truncate(index, index.stat().st_size * 2 // 3)
+        return
+    if damage == "an array less":
+        del arrays["originals"]
+    elif damage == "other type":
+        arrays["offsets"] = arrays["offsets"].astype(np.float64)
+    elif damage == "objects":
+        arrays["shapes"] = np.array([None] * len(arrays["shapes"]))
+    elif damage == "other shape":
+        arrays["shapes"] = arrays["shapes"][:-1]
+    elif damage == "other places":
+        arrays["offsets"][1] += 1
+    elif damage == "beyond the end":
+        arrays["offsets"][1:] += 10**12
+    np.savez(index, **arrays)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *("bad checksum", "truncated index", "an array less", "other type", "objects", "other shape"),
+        *("other places", "beyond the end"),
+    ],
+)
+def test_a_spoilt_index_is_made_again(folder, damage):
+    plain = module(folder)
+    module(folder, cache="raw").setup()
+    spoil_index(folder / ".cache" / "test-raw-32.index.npz", damage)
+    cached = module(folder, cache="raw")
+    assert torch.equal(epoch_of(cached, cached.test_dataloader()), epoch_of(plain, plain.test_dataloader()))
+
+
+def test_pixels_that_have_been_damaged_are_told(folder):
+    module(folder, cache="jpeg256").setup()
+    data = folder / ".cache" / "test-jpeg256-32.data"
+    data.write_bytes(bytes(data.stat().st_size))
+    with pytest.raises(InputError, match=r"test-jpeg256-32.data is damaged: remove it, and it is made again"):
+        epoch_of(spoilt := module(folder, cache="jpeg256"), spoilt.test_dataloader())
+
+
+def test_it_is_made_again_for_the_other_orientation(folder):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = folder / "test" / "cat" / "000.png"
+    Image.open(path).save(path, exif=exif)
+    turned, lying = (module(folder, cache="raw", exif_orientation=option).test_dataloader() for option in (True, False))
+    sizes = [loader._batches.source.store.original_size(0) for loader in (turned, lying)]
+    assert sizes == [(81, 60), (60, 81)]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "no index", "damaged index"])

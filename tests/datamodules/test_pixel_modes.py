@@ -172,7 +172,9 @@ def test_other_modes_are_the_pixels_in_rgb(tmp_path, mode, name, pixels):
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P with a colour", "P with a table", "L with a level", "RGB with a colour"])
+@pytest.mark.parametrize(
+    "mode", ["RGBA", "LA", "P with a colour", "P with a table", "L with a level", "RGB with a colour"]
+)
 def test_transparency_is_left_out(tmp_path, mode):
     """The colours below transparent pixels are those in the file."""
     grey = mode.startswith(("L", "P"))
@@ -218,10 +220,9 @@ def test_a_data_module_sees_the_same_in_both_depths(tmp_path, options):
             folder = tmp_path / depth / "train" / "ab"[number % 2]
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(folder / f"{number}.png")
-    images = [
-        ImageFolderDataModule(str(tmp_path / depth), 8, 0, image_size=16, num_workers=0, **options).calibration_images(8)
-        for depth in ("deep", "flat")
-    ]
+    options = {"val_split": 0, "image_size": 16, "num_workers": 0, **options}
+    modules = [ImageFolderDataModule(str(tmp_path / depth), 8, **options) for depth in ("deep", "flat")]
+    images = [module.calibration_images(8) for module in modules]
     # One grey level of 255, divided by the smallest standard deviation.
     assert (images[0] - images[1]).abs().max() <= 1.01 / 255 / 0.224
     assert images[0].std() > 0.3
