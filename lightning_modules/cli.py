@@ -36,6 +36,7 @@ SUBCOMMANDS = {
     "export": Subcommand("pack a trained network into a small file", "command.export"),
     "bench": Subcommand("time a packed file against other engines", "command.bench"),
     "summary": Subcommand("count a network's operations and bits", "command.summary"),
+    "configs": Subcommand("list the shipped recipes, or copy one to edit", "command.configs"),
     "ticket": Subcommand("compare, stretch, transfer and sign tickets", "command.ticket"),
 }
 
@@ -47,7 +48,7 @@ subcommands:
 {subcommands}
 
 Examples:
-  bnfree fit --config configs/quickstart.yaml
+  bnfree fit --config quickstart
   bnfree test --ckpt_path RUN/checkpoints/best.ckpt
 
 Options of a subcommand: bnfree SUBCOMMAND --help

@@ -27,6 +27,6 @@ newest=$(find "$run" -name last.ckpt -printf '%T@ %p\n' -o -name 'hpc_ckpt_*.ckp
   sort -n | tail -n 1 | cut -d ' ' -f 2- || true)
 
 srun --kill-on-bad-exit=1 bnfree fit \
-  --config configs/imagenet_reactnet_a_step1.yaml --config configs/ddp_8gpu.yaml \
+  --config imagenet_reactnet_a_step1 --config ddp_8gpu \
   --trainer.num_nodes="$SLURM_JOB_NUM_NODES" --data.data_dir="$data" --data.batch_size=$((256 / SLURM_NTASKS)) \
   --run_dir="$run" ${newest:+--ckpt_path="$newest"} "$@"

@@ -62,7 +62,7 @@ def _source_as_options(arguments: Sequence[str]) -> list[str]:
     names = {argument.partition("=")[0] for argument in arguments}
     asks = any(name.endswith(".help") for name in names)
     if not asks and not names & {"--config", "-c", "--ckpt_path", "--model", "--help", "-h"}:
-        raise InputError(f"the network is not given; name {SOURCE}: bnfree summary configs/quickstart.yaml.")
+        raise InputError(f"the network is not given; name {SOURCE}: bnfree summary quickstart.")
     return list(arguments)
 
 

@@ -38,7 +38,7 @@ from bnfree.lightning_modules.training.config.explanations import (
     first_cause,
 )
 from bnfree.lightning_modules.training.config.parser import ALWAYS_ON, CommandParser, ParseFailure, add_arguments
-from bnfree.lightning_modules.training.config.sources import complete_arguments, is_local, values_of
+from bnfree.lightning_modules.training.config.sources import CONFIG_OPTIONS, complete_arguments, is_local, values_of
 from bnfree.lightning_modules.training.default_callbacks import SavedConfig, default_callbacks
 from bnfree.lightning_modules.training.loading import checkpoint_to_load
 from bnfree.lightning_modules.training.loggers import default_loggers
@@ -175,7 +175,7 @@ class TrainingCLI(LightningCLI):
 
     def _recipe_name(self) -> str:
         # What a checkpoint remembers is text in place of a file, and too long for a file's name.
-        files = (value for value in values_of(self.arguments, "--config", "-c") if not value.startswith("{"))
+        files = (value for value in values_of(self.arguments, *CONFIG_OPTIONS) if not value.startswith("{"))
         configs = [Path(value) for value in files if Path(value).is_file()]
         if not configs:
             return str(self.config[self.subcommand].model.class_path).rpartition(".")[2]

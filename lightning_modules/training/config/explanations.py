@@ -21,7 +21,7 @@ from bnfree.lightning_modules.training.config.known_classes import (
     names_in_module,
     options_of,
 )
-from bnfree.lightning_modules.training.config.sources import values_of
+from bnfree.lightning_modules.training.config.sources import CONFIG_OPTIONS, values_of
 from bnfree.lightning_modules.training.config.value_types import explain_value
 from bnfree.names import did_you_mean, nearest
 
@@ -41,7 +41,7 @@ class Complaint:
     def __init__(self, message: str, arguments: Sequence[str], options: Sequence[str] = ()) -> None:
         self.message, self.arguments, self.options = message, arguments, list(options)
         self.subcommand = arguments[0]
-        self.configs = [Path(value) for value in values_of(arguments, "--config", "-c")]
+        self.configs = [Path(value) for value in values_of(arguments, *CONFIG_OPTIONS)]
 
     def key(self, end: int) -> str:
         """Dotted name of the argument that the complaint at position `end` is about."""
@@ -84,13 +84,8 @@ def explain(message: str, arguments: Sequence[str], parsers: Mapping[str, Lightn
 
 
 def _unreadable_config(complaint: Complaint) -> str | None:
-    missing = re.search(r'Parser key "config": File does not exist: \'(.+?)\'', complaint.message)
     for config in complaint.configs:
-        if missing and (str(config) == missing[1] or str(config.absolute()) == missing[1]):
-            siblings = [str(p) for p in (*config.parent.glob("*.yaml"), *Path("configs").glob("*.yaml"))]
-            remedy = did_you_mean(str(config), siblings) or "give the path of a YAML file."
-            return f"config={str(config)!r} does not exist; {remedy}"
-        if config.is_file() and not missing and complaint.message.startswith(("Problems parsing", "Unexpected config")):
+        if config.is_file() and complaint.message.startswith(("Problems parsing", "Unexpected config")):
             try:
                 content = yaml.safe_load(config.read_text())
             except yaml.MarkedYAMLError as error:

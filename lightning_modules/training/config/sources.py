@@ -15,9 +15,12 @@ from bnfree.lightning_modules.training.checkpoints import (
     remembered_config,
     remembered_config_as_argument,
 )
+from bnfree.lightning_modules.training.config.shipped import SUFFIXES, find_config, shipped_configs
 from bnfree.lightning_modules.training.run_directory import CHECKPOINTS, CONFIG, latest_config, run_directory_of
+from bnfree.names import did_you_mean
 
 SOURCE = "a YAML config, a run directory or a checkpoint"
+CONFIG_OPTIONS = ("--config", "-c")
 FLAGS = ("--help", "-h", "--print_config")
 
 
@@ -34,7 +37,7 @@ def values_of(arguments: Sequence[str], *names: str) -> list[str]:
 
 
 def complete_arguments(arguments: Sequence[str]) -> list[str]:
-    """Names the checkpoint's file for `--ckpt_path best|last`, and adds the config a checkpoint was written with.
+    """Names the files of configs and of `--ckpt_path best|last`, and adds the config a checkpoint was written with.
 
     A checkpoint on the command line beats those of configs, whatever the order. The added config comes first, so that
     everything the user has given beats it.
@@ -43,9 +46,9 @@ def complete_arguments(arguments: Sequence[str]) -> list[str]:
         arguments: subcommand and options.
 
     Raises:
-        InputError: no such checkpoint, or one that does not lead to a config.
+        InputError: no such config, no such checkpoint, or one that does not lead to a config.
     """
-    subcommand, options = arguments[0], list(arguments[1:])
+    subcommand, options = arguments[0], _with_files(arguments[1:])
     given = values_of(options, "--ckpt_path")
     if not given or "--help" in options or "-h" in options:
         return [subcommand, *options]
@@ -62,6 +65,24 @@ def complete_arguments(arguments: Sequence[str]) -> list[str]:
     if not Path(path).is_file():
         read_checkpoint(path)
     return [subcommand, *_configs_of(path), *options]
+
+
+def _with_files(options: Sequence[str]) -> list[str]:
+    """The options, with the file of each `--config` in place of its name."""
+    found: list[str] = []
+    for i, option in enumerate(options):
+        name, equals, value = option.partition("=")
+        if name in CONFIG_OPTIONS and equals:
+            option = f"{name}={_file(value)}"
+        elif i and options[i - 1] in CONFIG_OPTIONS:
+            option = _file(option)
+        found.append(option)
+    return found
+
+
+def _file(config: str) -> str:
+    # A config may stand there itself, as text.
+    return config if config.lstrip().startswith("{") or "\n" in config else str(find_config(config))
 
 
 def _configs_of(path: str) -> list[str]:
@@ -88,7 +109,7 @@ def is_local(path: str) -> bool:
 def _names_a_model(options: list[str]) -> bool:
     if any(option.partition("=")[0] in ("--model", "--model.class_path") for option in options):
         return True
-    return any("model" in _content(config) for config in values_of(options, "--config", "-c"))
+    return any("model" in _content(config) for config in values_of(options, *CONFIG_OPTIONS))
 
 
 def _content(config: str) -> dict[str, Any]:
@@ -123,13 +144,14 @@ def options_of(source: str) -> list[str]:
         InputError: it is none of them.
     """
     path = Path(source).expanduser()
-    if path.is_dir():
-        if not (path / CONFIG).is_file():
-            raise InputError(f"{source!r} is a directory without {CONFIG}, not of a run; give {SOURCE}.")
+    if (path / CONFIG).is_file():
         last = path / CHECKPOINTS / "last.ckpt"
         return ["--ckpt_path", str(last)] if last.is_file() else ["--config", str(latest_config(path))]
-    if path.suffix in (".yaml", ".yml", ".json"):
-        return ["--config", str(path)]
+    if path.suffix in SUFFIXES or (not path.is_file() and source in shipped_configs()):
+        return ["--config", source]
+    if path.is_dir():
+        raise InputError(f"{source!r} is a directory without {CONFIG}, not of a run; give {SOURCE}.")
     if not path.exists() and not path.suffix:
-        raise InputError(f"{source!r} does not exist; give {SOURCE}.")
+        remedy = did_you_mean(source, shipped_configs()) or f"give {SOURCE}."
+        raise InputError(f"{source!r} does not exist; {remedy}")
     return ["--ckpt_path", str(path)]
