@@ -47,3 +47,9 @@ class ActionParser(argparse.ArgumentParser):
         if message.startswith(REQUIRED):
             raise InputError(self._missing or f"{message.removeprefix(REQUIRED)} must be given; {see}")
         raise InputError(f"{message}; {see}")
+
+
+def add_output(parser: ActionParser, what: str = "the new ticket") -> None:
+    """Adds `--output` and `--overwrite`."""
+    parser.add_argument("--output", metavar="FILE", required=True, help=f"where {what} goes")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")

@@ -12,23 +12,23 @@ from bnfree.names import did_you_mean
 
 
 class Action(NamedTuple):
-    """What an action does, and the module whose `run(arguments)` does it; `arguments[0]` is the action."""
+    """What an action does, and the module whose `run_<action>(arguments)` does it; `arguments[0]` is the action."""
 
     usage: str
     summary: str
     module: str
 
 
-# A new action is one line here and one module with a function `run`.
+# A new action is one line here and one function `run_<action>`.
 ACTIONS = {
-    "info": Action("info TICKET", "what it is and where it comes from, layer by layer", "info"),
-    "diff": Action("diff A B", "what two tickets have in common, against chance", "diff"),
-    "stretch": Action("stretch TICKET", "for a deeper network: blocks are copied", "elastic"),
-    "squeeze": Action("squeeze TICKET", "for a shallower network: blocks are dropped", "elastic"),
-    "transfer": Action("transfer TICKET", "for other images and classes", "transfer"),
-    "sign": Action("sign TICKET", "put an owner's mark into the masks", "sign"),
-    "verify": Action("verify TICKET", "look for an owner's mark; exit code 0 found, 1 not found", "verify"),
-    "key": Action("key new|split|join", "an owner's key; a ticket in two parts", "key"),
+    "info": Action("info TICKET", "what it is and where it comes from, layer by layer", "ticket_looking"),
+    "diff": Action("diff A B", "what two tickets have in common, against chance", "ticket_looking"),
+    "stretch": Action("stretch TICKET", "for a deeper network: blocks are copied", "ticket_changing"),
+    "squeeze": Action("squeeze TICKET", "for a shallower network: blocks are dropped", "ticket_changing"),
+    "transfer": Action("transfer TICKET", "for other images and classes", "ticket_changing"),
+    "sign": Action("sign TICKET", "put an owner's mark into the masks", "ticket_owning"),
+    "verify": Action("verify TICKET", "look for an owner's mark; exit code 0 found, 1 not found", "ticket_owning"),
+    "key": Action("key new|split|join", "an owner's key; a ticket in two parts", "ticket_owning"),
 }
 HELP = """usage: bnfree ticket ACTION ...
 
@@ -77,7 +77,6 @@ def run(arguments: Sequence[str]) -> int:
             f"action {name!r} of ticket is not known; {did_you_mean(name, ACTIONS) or f'choose from {known}.'}"
         )
     quieten(arguments[0])
-    code: int = importlib.import_module(f"bnfree.lightning_modules.experiments.tickets.{ACTIONS[name].module}").run(
-        arguments[1:]
-    )
+    module = importlib.import_module(f"bnfree.lightning_modules.command.{ACTIONS[name].module}")
+    code: int = getattr(module, f"run_{name}")(arguments[1:])
     return code

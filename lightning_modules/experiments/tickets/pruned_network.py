@@ -1,7 +1,8 @@
-"""What the actions read: a ticket file, or a checkpoint of a pruned network."""
+"""The files that actions read and write: a ticket, or a checkpoint of a pruned network."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 from bnfree.errors import InputError
 from bnfree.lightning_modules.training.checkpoints import remembered_config
 from bnfree.lightning_modules.training.run_directory import CHECKPOINTS, latest_config, run_directory_of
-from bnfree.state_dicts import read_checkpoint_file, read_state_dict
+from bnfree.state_dicts import plain_names, read_checkpoint_file, read_state_dict
 from bnfree.tickets import Masks, Ticket, is_ticket, read_ticket
 
 TICKET = "ticket.pt"
@@ -52,7 +53,7 @@ class TicketFile(PrunedNetwork):
     ticket: Ticket
 
 
-def read_pruned_network(path: str, argument: str = "ticket") -> PrunedNetwork:
+def read_pruned_network(path: str | Path, argument: str = "ticket") -> PrunedNetwork:
     """Reads a ticket file, or a checkpoint of a pruned network.
 
     Args:
@@ -62,7 +63,7 @@ def read_pruned_network(path: str, argument: str = "ticket") -> PrunedNetwork:
     Raises:
         InputError: no such file, a damaged one, or a network without masks.
     """
-    given, file = f"{argument}={path!r}", Path(path).expanduser()
+    given, file = f"{argument}={str(path)!r}", Path(path).expanduser()
     if file.is_dir():
         found = [name for name in (file / TICKET, file / CHECKPOINTS / "last.ckpt") if name.is_file()]
         if not found:
@@ -71,14 +72,14 @@ def read_pruned_network(path: str, argument: str = "ticket") -> PrunedNetwork:
     content = read_checkpoint_file(file, given)
     if is_ticket(content):
         ticket = read_ticket(content, given)
-        return TicketFile(path, ticket.state_dict, ticket, _sections(ticket.config, file))
+        return TicketFile(str(path), ticket.state_dict, ticket, _sections(ticket.config, file))
     state = read_state_dict(content if isinstance(content, Mapping) else {}, given)
-    state = {key.replace("_orig_mod.", ""): value for key, value in state.items()}
+    state = plain_names(state)
     if any(key.startswith("backbone.") for key in state):
         state = {key.removeprefix("backbone."): v for key, v in state.items() if key.startswith("backbone.")}
     if not any(key.endswith(".mask") for key in state):
         raise InputError(f"{given} holds a network without masks; give a ticket, or a checkpoint of a pruned network.")
-    return PrunedNetwork(path, state, None, _sections(content, file))
+    return PrunedNetwork(str(path), state, None, _sections(content, file))
 
 
 def _sections(content: dict[str, Any], file: Path) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def _sections(content: dict[str, Any], file: Path) -> dict[str, Any]:
     return {**of_run, **sections}
 
 
-def read_ticket_file(path: str) -> TicketFile:
+def read_ticket_file(path: str | Path) -> TicketFile:
     """Reads a ticket, where a checkpoint would not do.
 
     Raises:
@@ -103,5 +104,31 @@ def read_ticket_file(path: str) -> TicketFile:
     """
     found = read_pruned_network(path)
     if not isinstance(found, TicketFile):
-        raise InputError(f"ticket={path!r} is a checkpoint; give a ticket file, such as one of bnfree lottery run.")
+        raise InputError(
+            f"ticket={found.path!r} is a checkpoint; give a ticket file, such as one of bnfree lottery run."
+        )
     return found
+
+
+def check_output(output: str | Path, overwrite: bool, *sources: str | Path) -> Path:
+    """Refuses a file that is there already, before any work is done.
+
+    Args:
+        output: where the new file goes.
+        overwrite: whether an existing file may be replaced.
+        sources: files that are read, which are never replaced.
+
+    Raises:
+        InputError: the file exists, is a directory, or its directory cannot be written to.
+    """
+    given, path = f"output={str(output)!r}", Path(output).expanduser()
+    if path.is_dir():
+        raise InputError(f"{given} is a directory; give the name of a file.")
+    if any(path.exists() and Path(source).exists() and path.samefile(source) for source in sources):
+        raise InputError(f"{given} is the file that is read; give another one.")
+    if path.exists() and not overwrite:
+        raise InputError(f"{given} exists; give another file, or add --overwrite to replace it.")
+    parent = next(directory for directory in path.absolute().parents if directory.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(f"{given} cannot be written to; give a file in a writable directory.")
+    return path

@@ -82,7 +82,9 @@ def test_a_trained_checkpoint_of_the_signed_ticket_is_recognised(signed, act, pr
 
 def test_base_rates_far_from_one_half_are_reported_with_their_numbers(act, project):
     save_ticket(make_ticket(density=0.4), project / "dense.pt")
-    act("key", "new", "--output=owner.key")
+    # One key for good: with a fresh one, every twentieth mark would leave a layer with a share just below 0.9.
+    (project / "owner.key").write_text("1f" * 32 + "\n")
+    (project / "owner.key").chmod(0o600)
     out = act("sign", "dense.pt", "--key=owner.key", "--layers", "body.2.*", "body.3.*", "--output=signed.pt")
     said = " ".join(out.split())
     assert "Warning the base rate is far from one half in 3 of 3 marked layers (0.9" in said
