@@ -252,13 +252,13 @@ class ImageDataModule(LightningDataModule, AugmentationVariants):
         """
         if "train" not in self._open_loaders:
             return {}
-        position = self._open_loaders["train"].state_dict()
-        if self.trainer is not None:
-            # A signal, such as a cluster's before it takes the job away, saves in the midst of a step: the batch that
-            # has been handed out by then has not been trained on.
-            progress = cast(Any, self.trainer.fit_loop.epoch_loop.batch_progress.current)
-            position["batches"] = min(position["batches"], progress.processed)
-        return {"train": position}
+        loader = self._open_loaders["train"]
+        if self.trainer is None:
+            return {"train": loader.state_dict()}
+        # A signal, such as a cluster's before it takes the job away, saves in the midst of a step: the batch that has
+        # been handed out by then has not been trained on.
+        progress = cast(Any, self.trainer.fit_loop.epoch_loop.batch_progress.current)
+        return {"train": loader.state_dict(progress.processed)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the position for the next training loader."""

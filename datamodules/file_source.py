@@ -144,15 +144,15 @@ class FileLoader(BatchLoader):
         self._batches = _Batches(source, indices, targets, augment, seed)
         self._workers: DataLoader[Any] | None = None
 
-    def batches(self, epoch: int, start: int) -> Iterator[RawBatch]:
-        """The batches of `epoch` from number `start` on.
+    def batches(self, epoch: int, first_image: int) -> Iterator[RawBatch]:
+        """The batches of `epoch` after its first images.
 
         Raises:
             InputError: a file cannot be decoded.
         """
         if self._workers is None:
             self._workers = self._start()
-        self._requests.start = start
+        self._requests.first_image = first_image
         message = None
         for batch in self._workers:
             if isinstance(batch, str):
@@ -193,15 +193,14 @@ class _Requests:
     """
 
     def __init__(self, sampler: GlobalBatchSampler, cycle: int | None) -> None:
-        self.sampler, self.cycle, self.start = sampler, cycle, 0
+        self.sampler, self.cycle, self.first_image = sampler, cycle, 0
 
     def __len__(self) -> int:
-        return len(self.sampler) - self.start
+        return self.sampler.batches_from(self.first_image)
 
     def __iter__(self) -> Iterator[tuple[int, list[int]]]:
-        for number, positions in enumerate(self.sampler):
-            if number >= self.start:
-                yield augmentation_epoch(self.sampler.epoch, self.cycle), positions.tolist()
+        for positions in self.sampler.iterate_from(self.first_image):
+            yield augmentation_epoch(self.sampler.epoch, self.cycle), positions.tolist()
 
 
 class _Batches(Dataset[RawBatch | str]):

@@ -26,6 +26,7 @@ class BatchLoader(ABC):
     def __init__(self, sampler: GlobalBatchSampler) -> None:
         self.sampler = sampler
         self._epoch = 0
+        self._first_image = 0
         self._delivered = 0
         self._resume: tuple[int, int] | None = None
 
@@ -39,29 +40,48 @@ class BatchLoader(ABC):
         A generator on purpose: a resuming Trainer calls `iter` before it sets the epoch and `next` after, so the
         epoch must not be looked at before the first `next`.
         """
-        epoch, start = self.sampler.epoch, 0
-        if self._resume is not None and self._resume[0] == epoch and self._resume[1] < len(self):
-            start = self._resume[1]
+        epoch = self.sampler.epoch
+        self._first_image = self._place(epoch)
         self._resume = None
-        self._epoch, self._delivered = epoch, start
-        for batch in self.batches(epoch, start):
+        self._epoch, self._delivered = epoch, 0
+        for batch in self.batches(epoch, self._first_image):
             self._delivered += 1
             yield batch
 
     @abstractmethod
-    def batches(self, epoch: int, start: int) -> Iterator[RawBatch]:
-        """The batches of `epoch` from number `start` on."""
+    def batches(self, epoch: int, first_image: int) -> Iterator[RawBatch]:
+        """The batches of `epoch` after its first images."""
+
+    def batches_done(self, epoch: int) -> int:
+        """Of the batches of an epoch, as many as an interrupted run's images make up; 0 in all but its epoch."""
+        if self._resume is None or self._resume[0] != epoch:
+            return 0
+        return len(self) - self.sampler.batches_from(self._resume[1])
+
+    def _place(self, epoch: int) -> int:
+        if self._resume is None or self._resume[0] != epoch:
+            return 0
+        # What is left may be too little for a batch: then the epoch is over, and the trainer asks for the next one.
+        return self._resume[1] if self.sampler.batches_from(self._resume[1]) > 0 else 0
 
     def close(self) -> None:  # noqa: B027 - not every loader has something to release
         """Release what the loader holds besides memory, such as processes."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """The epoch and the number of batches handed out in it."""
-        return {"epoch": self._epoch, "batches": self._delivered}
+    def state_dict(self, batches: int | None = None) -> dict[str, Any]:
+        """The epoch and the number of images, of all ranks together, that have been handed out in it.
+
+        Args:
+            batches: at most those of so many batches of the epoch.
+        """
+        done = len(self) - self.sampler.batches_from(self._first_image)
+        delivered = self._delivered if batches is None else max(0, min(self._delivered, batches - done))
+        return {"epoch": self._epoch, "images": self._first_image + delivered * self.sampler.global_batch_size}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after the saved batch when the saved epoch is iterated next; other epochs start at their first."""
-        self._resume = (state["epoch"], state["batches"])
+        """Go on after the saved images when the saved epoch is iterated next; other epochs start at their first."""
+        # Earlier checkpoints counted batches, which were of the same size.
+        images = state["images"] if "images" in state else state["batches"] * self.sampler.global_batch_size
+        self._resume = (state["epoch"], images)
 
 
 class TensorLoader(BatchLoader):
@@ -93,15 +113,13 @@ class TensorLoader(BatchLoader):
         self.images, self.targets, self.indices = images, targets, indices
         self.padding, self.flip, self.seed, self.cycle = padding, flip, seed, cycle
 
-    def batches(self, epoch: int, start: int) -> Iterator[RawBatch]:
-        """The batches of `epoch` from number `start` on."""
+    def batches(self, epoch: int, first_image: int) -> Iterator[RawBatch]:
+        """The batches of `epoch` after its first images."""
         draws = None
         if self.padding is not None:
             variant = augmentation_epoch(epoch, self.cycle)
             draws = epoch_crops_and_flips(len(self.images), self.padding, self.flip, self.seed, variant)
-        for number, positions in enumerate(self.sampler):
-            if number < start:
-                continue
+        for positions in self.sampler.iterate_from(first_image):
             indices = self.indices[positions]
             # index_select copies whole images; indexing with brackets is ten times slower here.
             images, targets = self.images.index_select(0, indices), self.targets[positions]

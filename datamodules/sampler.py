@@ -71,12 +71,23 @@ class GlobalBatchSampler(DistributedSampler[Tensor]):
         """Number of batches, equal on all ranks."""
         return self.num_batches
 
+    def batches_from(self, first_image: int) -> int:
+        """Number of batches that are left of an epoch of which so many images have been seen, by all ranks together."""
+        if not self.drop_last:
+            return self.num_batches - first_image // self.global_batch_size
+        return (self.num_images - first_image) // self.global_batch_size
+
     def __iter__(self) -> Iterator[Tensor]:
         """Positions of this rank's images, one int64 tensor (n,) per batch of the current epoch."""
+        return self.iterate_from(0)
+
+    def iterate_from(self, first_image: int) -> Iterator[Tensor]:
+        """As `iter`, of what is left after the first images of the epoch's order, those of all ranks counted."""
         order = epoch_order(self.num_images, self.seed, self.epoch) if self.shuffle else torch.arange(self.num_images)
-        for t in range(self.num_batches):
-            start = t * self.global_batch_size
-            last = t == self.num_batches - 1 and not self.drop_last
+        batches = self.batches_from(first_image)
+        for t in range(batches):
+            start = first_image + t * self.global_batch_size
+            last = t == batches - 1 and not self.drop_last
             size = self.num_images - start if last else self.global_batch_size
             lower = start + self.rank * size // self.num_replicas
             upper = start + (self.rank + 1) * size // self.num_replicas

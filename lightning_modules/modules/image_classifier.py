@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Literal, cast
 
 import torch
@@ -13,8 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Adam, Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim import Adam
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -29,10 +28,18 @@ from bnfree.lightning_modules.modules.learning_rate_scaling import (
     resume_learning_rates,
     scale_learning_rates,
 )
-from bnfree.lightning_modules.modules.linear_decay import LinearDecay
+from bnfree.lightning_modules.modules.learning_rate_schedules import (
+    LINEAR_DECAY,
+    LRSchedulerCallable,
+    SchedulePosition,
+    make_schedule,
+    position_of,
+    resolve_factory,
+    resume_schedule,
+    schedule_config,
+)
 from bnfree.lightning_modules.modules.parameter_groups import WeightDecayOn, parameter_groups
-
-LRSchedulerCallable = Callable[[Optimizer, int], LRScheduler]
+from bnfree.lightning_modules.modules.resumed_epoch import count_batches_of_resumed_epoch
 
 
 class ImageClassifier(LightningModule):
@@ -46,8 +53,10 @@ class ImageClassifier(LightningModule):
         backbone: network from images (N, C, H, W) to logits (N, num_classes), such as `ReActNet18`.
         optimizer: class and settings of the optimizer; the parameters are given to it in two groups, see
             `weight_decay_on`. Adam, AdamW and SGD use their fused kernels unless `fused` or `foreach` is given.
-        lr_scheduler: class and settings of the learning-rate schedule; it is given the optimizer and the number of
-            steps of the whole run (epochs, if `interval` is `epoch`).
+        lr_scheduler: class and settings of the learning-rate schedule, of `torch.optim.lr_scheduler` or your own; null
+            for a constant rate. An argument that is its length (`total`, `T_max`, `total_steps`, `total_iters`) is the
+            number of steps of the whole run (epochs, if `interval` is `epoch`) unless you give it. A run that goes on
+            with another length or other batches takes up its schedule at the same share of the run.
         interval: whether the schedule moves every `step` or every `epoch`.
         label_smoothing: share of the target probability that is spread over all classes, in training only.
         weight_decay_on: `convolutions`: latent weights of convolutions only; `public_code`: also gains and shifts, as
@@ -75,7 +84,7 @@ class ImageClassifier(LightningModule):
         self,
         backbone: nn.Module,
         optimizer: OptimizerCallable = lambda parameters: Adam(parameters, lr=1e-3),
-        lr_scheduler: LRSchedulerCallable = lambda optimizer, total: LinearDecay(optimizer, total),
+        lr_scheduler: LRSchedulerCallable = LINEAR_DECAY,
         interval: Literal["step", "epoch"] = "step",
         label_smoothing: float = 0.0,
         weight_decay_on: WeightDecayOn = "convolutions",
@@ -110,7 +119,10 @@ class ImageClassifier(LightningModule):
             if isinstance(value, nn.Module) or callable(value):
                 del self.hparams[name]
         self.backbone = backbone
-        self.optimizer, self.lr_scheduler, self.interval = optimizer, lr_scheduler, interval
+        self.optimizer, self.lr_scheduler, self.interval = optimizer, resolve_factory(lr_scheduler), interval
+        self._schedule_total = 0
+        self._position: SchedulePosition | None = None
+        self.schedule_is_stale = False
         self.label_smoothing, self.weight_decay_on = label_smoothing, weight_decay_on
         self.init_from = init_from
         self.calibration, self.calibration_images, self.recalibrate = calibration, calibration_images, recalibrate
@@ -160,6 +172,12 @@ class ImageClassifier(LightningModule):
     def on_train_start(self) -> None:
         """Calibrates a BN-free backbone that is not calibrated; settles the learning rate of a resumed run."""
         resume_learning_rates(self.trainer, self.learning_rate_scaling, self.base_batch_size, self.rescale_on_resume)
+        if self.trainer.global_step > 0:
+            count_batches_of_resumed_epoch(self.trainer)
+            resume_schedule(
+                self.trainer, self.lr_scheduler, self._schedule_total, self.interval, self._position,
+                self.schedule_is_stale,
+            )  # fmt: skip
         wanted = getattr(self.backbone, "wants_calibration", False) and self.calibration != "none"
         if not wanted or self.trainer.global_step > 0:
             return
@@ -251,5 +269,16 @@ class ImageClassifier(LightningModule):
                 f"trainer.max_epochs={self.trainer.max_epochs} gives the learning-rate schedule no length; "
                 "set trainer.max_epochs or trainer.max_steps to a positive number."
             )
-        scheduler = self.lr_scheduler(optimizer, int(total))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": self.interval}}
+        self._schedule_total = int(total)
+        schedule = schedule_config(make_schedule(self.lr_scheduler, optimizer, int(total)), self.interval)
+        return cast(Any, {"optimizer": optimizer, **({"lr_scheduler": schedule} if schedule else {})})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps where the run stands in its schedule, for one that goes on with another length or other batches."""
+        if self._schedule_total:
+            checkpoint["schedule_position"] = position_of(self.trainer, self._schedule_total, self.interval).as_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes up where the run stood."""
+        position = checkpoint.get("schedule_position")
+        self._position = SchedulePosition(**position) if position else None

@@ -91,7 +91,10 @@ def test_the_state_loads_as_weights_only(tiny, tmp_path):
     loader = tiny().train_dataloader()
     next(iter(loader))
     torch.save(loader.state_dict(), tmp_path / "state.pt")
-    assert torch.load(tmp_path / "state.pt", weights_only=True) == {"epoch": 0, "batches": 1}
+    assert torch.load(tmp_path / "state.pt", weights_only=True) == {
+        "epoch": 0,
+        "images": loader.sampler.global_batch_size,
+    }
 
 
 @pytest.mark.filterwarnings("ignore")

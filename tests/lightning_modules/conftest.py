@@ -1,5 +1,6 @@
 """A user's own project, with a network, data and a callback in a module of the working directory."""
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -128,7 +129,9 @@ def _write_project(directory: Path) -> None:
 @pytest.fixture(autouse=True)
 def surroundings():
     """Leaves the environment and the import path as they were."""
-    with mock.patch.dict(os.environ), mock.patch.object(sys, "path", list(sys.path)):
+    # Lightning's logger holds on to the stderr of the first test, which pytest has closed by the next one.
+    quiet = mock.patch.object(logging, "raiseExceptions", False)
+    with mock.patch.dict(os.environ), mock.patch.object(sys, "path", list(sys.path)), quiet:
         yield
 
 

@@ -206,8 +206,20 @@ def _no_value(complaint: Complaint) -> str | None:
     return f"{match[1]} is given without a value; write {match[1]}=VALUE." if match else None
 
 
+def _ambiguous_class(complaint: Complaint) -> str | None:
+    match = re.search(
+        r"Multiple subclasses with name (\w+)\. Give the full class path to avoid ambiguity: ([\w., ]+\w)",
+        complaint.message,
+    )
+    if match is None:
+        return None
+    key = re.match(r'Parser key "([\w.]+)"', complaint.message)
+    return f"{key[1] if key else 'class'}={match[1]!r} could be {match[2].replace(', ', ' or ')}; give the full path."
+
+
 EXPLANATIONS: tuple[Callable[[Complaint], str | None], ...] = (
     _unreadable_config,
+    _ambiguous_class,
     _unknown_argument,
     _unknown_key,
     _no_value,
