@@ -1,5 +1,7 @@
 """JPEG file to training or evaluation image: this project's `read_image` against Pillow alone, on one thread.
 
+Needs torchcodec (`pip install 'bnfree[fast]'`).
+
     python benchmarks/image_decoding.py FOLDER [--image_size 224]
 
 FOLDER holds JPEG files, also in folders below it. All variants run in turn on the same files, several rounds; a time is
@@ -79,12 +81,12 @@ VARIANTS: dict[str, dict[str, Variant]] = {
         "Pillow": pillow_train,
         "Pillow with draft": pillow_draft_train,
         "Pillow, resized by torch": with_pillow_decoder(train),
-        "read_image (torchvision, torch)": train,
+        "read_image (torchcodec, torch)": train,
     },
     "evaluation": {
         "Pillow": pillow_evaluate,
         "Pillow, resized by torch": with_pillow_decoder(evaluate),
-        "read_image (torchvision, torch)": evaluate,
+        "read_image (torchcodec, torch)": evaluate,
     },
 }
 

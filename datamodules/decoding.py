@@ -1,11 +1,19 @@
-"""Image files to pixels."""
+"""Image files to pixels.
+
+JPEG is decoded by torchcodec where it is installed (`pip install 'bnfree[fast]'`), straight into a tensor, and by
+Pillow elsewhere; everything else, and what torchcodec refuses, by Pillow. Both decode JPEG with libjpeg-turbo and give
+the same pixels, which the tests hold for the installed versions, so that a run does not depend on which is there;
+torchcodec takes three quarters of the time (`benchmarks/image_decoding.py`). torchvision's decoder, deprecated since
+its release 0.29 in favour of torchcodec's, is as fast as that and is not used.
+"""
 
 from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,11 +34,9 @@ DECODING = 2
 
 
 def decode_image(path: str | os.PathLike[str], exif_orientation: bool = True) -> Tensor:
-    """Decode an image file as RGB.
+    """An image file as RGB.
 
-    JPEG is decoded by torchvision, straight into a tensor; everything else, and what torchvision refuses, by Pillow.
-    Both use libjpeg-turbo and give the same pixels, torchvision in less time (`benchmarks/image_decoding.py`). 16-bit
-    pixels are scaled, not cut off; see `rgb_pixels`.
+    16-bit pixels are scaled, not cut off; see `rgb_pixels`.
 
     Args:
         path: The file; its content decides on the format, not its name.
@@ -43,6 +49,13 @@ def decode_image(path: str | os.PathLike[str], exif_orientation: bool = True) ->
     Raises:
         InputError: The file cannot be read or decoded, states more pixels than Pillow allows, or has pixels of a kind
             that nobody states the range of.
+
+    Example:
+        >>> from PIL import Image
+        >>> Image.new("RGB", (40, 30), "red").save("red.png")
+        >>> image = decode_image("red.png")
+        >>> image.shape, image[:, 0, 0].tolist()
+        (torch.Size([3, 30, 40]), [255, 0, 0])
     """
     image = _decode_jpeg(path, exif_orientation)
     return _decode_with_pillow(path, exif_orientation) if image is None else image
@@ -50,23 +63,24 @@ def decode_image(path: str | os.PathLike[str], exif_orientation: bool = True) ->
 
 @cache
 def _jpeg_decoder() -> Callable[[Tensor], Tensor] | None:
+    """torchcodec's decoder, from bytes (N,) to pixels with the channels that the file has."""
     try:
-        from torchvision.io import decode_jpeg  # type: ignore[import-untyped]
-    except ImportError:
-        # Deprecated since torchvision 0.29: a release to come has no decoder, and Pillow does the work.
+        from torchcodec.decoders import decode_jpeg
+    # Missing, or built for another torch, which ends in either of these.
+    except (ImportError, OSError, RuntimeError):
         return None
-    return decode_jpeg
+    return partial(decode_jpeg, mode="UNCHANGED")
 
 
 def _decode_jpeg(path: str | os.PathLike[str], exif_orientation: bool) -> Tensor | None:
-    """The image if it is a JPEG file that torchvision can decode."""
+    """The image if it is a JPEG file that torchcodec can decode."""
     decoder = _jpeg_decoder()
     try:
         data = np.fromfile(path, np.uint8)
         header = read_jpeg_header(data)
         if decoder is None or header is None or _is_too_large(header.height * header.width):
             return None
-        image = decoder(torch.from_numpy(data))
+        image = decoder(_unturned(data) if header.has_metadata else torch.from_numpy(data))
     except (OSError, RuntimeError):
         return None
     # Four channels are CMYK, whose inverted variants Pillow knows.
@@ -74,6 +88,16 @@ def _decode_jpeg(path: str | os.PathLike[str], exif_orientation: bool) -> Tensor
         return None
     image = image.expand(3, -1, -1)
     return upright(image, _orientation_of_bytes(data)) if exif_orientation and header.has_metadata else image
+
+
+def _unturned(data: NDArray[np.uint8]) -> Tensor:
+    """A copy of a JPEG file whose EXIF data stand in segments of another kind, which decoders skip.
+
+    torchcodec turns an image, asked or not, as its EXIF data say, but not as XMP data say; Pillow's reading is the one
+    that counts here. No marker occurs in the coded pixels.
+    """
+    moved = re.sub(rb"\xff\xe1(..Exif\0\0)", b"\xff\xe3\\1", data.tobytes(), flags=re.DOTALL)
+    return torch.frombuffer(bytearray(moved), dtype=torch.uint8)
 
 
 def _is_too_large(pixels: int) -> bool:
@@ -84,7 +108,7 @@ def _is_too_large(pixels: int) -> bool:
 
 
 def decode_jpeg_bytes(data: Tensor) -> Tensor:
-    """Decode a JPEG file in memory that is known to be whole and in colour.
+    """A JPEG file in memory that is known to be whole, in colour and without metadata.
 
     Args:
         data: Its bytes, shape (N,), uint8.

@@ -1,6 +1,7 @@
 import io
 import resource
 import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,13 @@ from bnfree.datamodules.decoding import decode_image
 from bnfree.errors import InputError
 
 
-@pytest.fixture(params=["torchvision", "pillow"])
+@pytest.fixture(params=["torchcodec", "pillow"])
 def decoder(request, monkeypatch):
-    """With torchvision's decoder, and as in a release of torchvision that has none."""
+    """With torchcodec, and as without it."""
     if request.param == "pillow":
         monkeypatch.setattr(decoding, "_jpeg_decoder", lambda: None)
+    else:
+        pytest.importorskip("torchcodec")
 
 
 def picture(mode="RGB", height=37, width=53):
@@ -52,9 +55,8 @@ def test_pixels_are_pillows(tmp_path, name, mode, options):
     assert np.array_equal(image.permute(1, 2, 0).numpy(), expected)
 
 
-def test_jpeg_is_decoded_by_torchvision(tmp_path, monkeypatch):
-    if decoding._jpeg_decoder() is None:
-        pytest.skip("this torchvision has no decoder")
+def test_jpeg_is_decoded_by_torchcodec(tmp_path, monkeypatch):
+    pytest.importorskip("torchcodec")
     picture().save(tmp_path / "a.jpg")
     monkeypatch.setattr(decoding, "_decode_with_pillow", lambda path: pytest.fail("Pillow was asked"))
     assert decode_image(str(tmp_path / "a.jpg")).shape == (3, 37, 53)
@@ -65,6 +67,14 @@ def oriented(path, orientation, **options):
     exif[0x0112] = orientation
     picture().save(path, exif=exif, **options)
     return path
+
+
+@pytest.mark.usefixtures("decoder")
+def test_no_warning_reaches_the_user(tmp_path):
+    oriented(tmp_path / "a.jpg", 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        decode_image(tmp_path / "a.jpg")
 
 
 @pytest.mark.parametrize("orientation", range(10))
