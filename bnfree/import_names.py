@@ -10,11 +10,13 @@ from __future__ import annotations
 import importlib
 import importlib.machinery
 import importlib.util
+import re
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 PARTS = ("callbacks", "datamodules", "lightning_modules")
 """Packages that were importable on their own."""
@@ -22,6 +24,7 @@ DATA = ("configs", "pretrained")
 """Folders of files."""
 # Modules that have moved into a room since their names were written into files.
 ROOMS = {"lightning_modules": "modules"}
+_EARLIER = re.compile(rf"({'|'.join(PARTS)})(\.[A-Za-z_]\w*)+")
 
 
 class _CheckoutFolders:
@@ -90,6 +93,44 @@ def _exists(name: str) -> bool:
 def _is_ours(spec: ModuleSpec, part: str) -> bool:
     places = [Path(place).resolve() for place in spec.submodule_search_locations or []]
     return places == [Path(importlib.import_module(f"bnfree.{part}").__path__[0]).resolve()]
+
+
+def class_path_of_today(path: str) -> str:
+    """The dotted path of a class, with the name it has now in place of an earlier one.
+
+    Args:
+        path: such as `callbacks.WeightDynamics`. A class of the user's own of that name comes first, also where the
+            user's package `callbacks` hides the earlier name of ours.
+
+    Returns:
+        The path of today, or the given one if it is none of an earlier class.
+    """
+    part, _, rest = path.partition(".")
+    if part not in PARTS or not rest or _leads_somewhere(path, users=True):
+        return path
+    today = (f"bnfree.{path}", f"bnfree.{part}.{ROOMS.get(part, '')}.{rest}")
+    return next((name for name in today if ".." not in name and _leads_somewhere(name)), path)
+
+
+def class_paths_of_today(value: Any) -> Any:
+    """Plain values of a config, a checkpoint or a ticket, in which each text that is a class's path is one of today."""
+    if isinstance(value, dict):
+        return {key: class_paths_of_today(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [class_paths_of_today(inner) for inner in value]
+    return class_path_of_today(value) if isinstance(value, str) and _EARLIER.fullmatch(value) else value
+
+
+def _leads_somewhere(path: str, users: bool = False) -> bool:
+    module_name, _, name = path.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # A module that is there and needs a missing one is the user's to hear about.
+        return error.name is not None and not f"{module_name}.".startswith(f"{error.name}.")
+    except Exception:
+        return True
+    return hasattr(module, name) and not (users and module.__name__.startswith("bnfree."))
 
 
 def folder(part: str) -> Path:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnfree.errors import InputError
+from bnfree.import_names import class_path_of_today
 from bnfree.lightning_modules.modules.initial_weights import load_initial_weights
 from bnfree.lightning_modules.modules.torchvision_network import TorchvisionNetwork
 from bnfree.state_dicts import read_checkpoint_file
@@ -162,7 +163,7 @@ def _built(spec: Any, given: str) -> Any:
     """A value of a config; where it names a network, that network."""
     if not isinstance(spec, Mapping) or "class_path" not in spec:
         return spec
-    module, _, name = str(spec["class_path"]).rpartition(".")
+    module, _, name = class_path_of_today(str(spec["class_path"])).rpartition(".")
     try:
         network = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:

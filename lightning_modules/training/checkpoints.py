@@ -14,6 +14,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from bnfree.errors import InputError
 from bnfree.files import whole_file
+from bnfree.import_names import class_paths_of_today
 from bnfree.names import did_you_mean
 
 
@@ -55,7 +56,8 @@ def remembered_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """The `model` and `data` sections that a checkpoint was written with, as far as it holds them."""
     sections = {}
     for section, key in (("model", "hyper_parameters"), ("data", "datamodule_hyper_parameters")):
-        values = {k: v for k, v in checkpoint.get(key, {}).items() if k != "_instantiator"}
+        remembered = class_paths_of_today(dict(checkpoint.get(key, {})))
+        values = {k: v for k, v in remembered.items() if k != "_instantiator"}
         class_path = values.pop("_class_path", None)
         if class_path is not None:
             sections[section] = {"class_path": class_path, "init_args": values}

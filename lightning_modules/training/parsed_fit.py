@@ -9,8 +9,10 @@ from typing import Any
 import yaml
 from lightning.pytorch import LightningModule
 
+from bnfree.import_names import class_paths_of_today, search_working_directory
 from bnfree.lightning_modules.training.command_line import TrainingCLI
 from bnfree.lightning_modules.training.config.explanations import first_cause
+from bnfree.lightning_modules.training.messages import quieten
 from bnfree.lightning_modules.training.settings import FitSettings, words_of
 
 # What may differ between two starts of one training: where it runs, and what it shows.
@@ -86,7 +88,7 @@ def changes(earlier: Any, now: Any, name: str = "") -> Iterator[str]:
         for key in earlier:
             if key in now:
                 yield from changes(earlier[key], now[key], f"{name}.{key}" if name else key)
-    elif _place(earlier) != _place(now):
+    elif class_paths_of_today(_place(earlier)) != _place(now):
         yield f"{name.replace('.init_args', '')}={now}, not {earlier}"
 
 
@@ -104,4 +106,6 @@ def parse_fit(settings: FitSettings | Sequence[str]) -> ParsedFit:
     Raises:
         InputError: a mistake in what the user gave.
     """
+    quieten("fit")
+    search_working_directory()
     return ParsedFit(["fit", *(words_of(settings) if isinstance(settings, FitSettings) else settings)])

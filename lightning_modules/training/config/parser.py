@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import yaml
+from jsonargparse import Namespace, get_loader, set_loader
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
+
+from bnfree.import_names import class_paths_of_today
+
+MODE = "yaml_of_today"
+"""YAML in which classes may have their earlier names."""
+set_loader(MODE, lambda text: class_paths_of_today(get_loader("yaml")(text)), (yaml.YAMLError,))
 
 
 class ParseFailure(SystemExit):
@@ -20,13 +30,26 @@ class ParseFailure(SystemExit):
 
 
 class CommandParser(LightningArgumentParser):
-    """Raises `ParseFailure` where other parsers print their usage and exit."""
+    """Raises `ParseFailure` where other parsers print their usage and exit, and knows earlier names of classes."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"parser_mode": MODE, **kwargs})
+
+    def parse_args(self, args: Sequence[str] | None = None, *others: Any, **options: Any) -> Namespace:  # type: ignore[override]
+        """Parses words, in which a class may have its earlier name: `--model=lightning_modules.ImageClassifier`."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_args([_of_today(word) for word in words], *others, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises `ParseFailure`; parsers that are internal to jsonargparse raise their own exception."""
         if not self.exit_on_error:
             super().error(message, ex)
         raise ParseFailure(message)
+
+
+def _of_today(word: str) -> str:
+    name, equals, value = word.rpartition("=")
+    return f"{name}{equals}{class_paths_of_today(value)}"
 
 
 # Of the same shape: where a checkpoint goes, under a name that does not change from run to run.
