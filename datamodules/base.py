@@ -245,20 +245,22 @@ class ImageDataModule(LightningDataModule, AugmentationVariants):
         return images, targets
 
     def state_dict(self) -> dict[str, Any]:
-        """The position in the training images.
+        """The names of the classes, and the position in the training images.
 
         Lightning restores loaders too, but not those that exist by then: a module that asks for
         `trainer.estimated_stepping_batches` has them made before.
         """
+        names = getattr(self, "class_names", None)
+        state: dict[str, Any] = {} if names is None else {"class_names": [str(name) for name in names]}
         if "train" not in self._open_loaders:
-            return {}
+            return state
         loader = self._open_loaders["train"]
         if self.trainer is None:
-            return {"train": loader.state_dict()}
+            return {**state, "train": loader.state_dict()}
         # A signal, such as a cluster's before it takes the job away, saves in the midst of a step: the batch that has
         # been handed out by then has not been trained on.
         progress = cast(Any, self.trainer.fit_loop.epoch_loop.batch_progress.current)
-        return {"train": loader.state_dict(progress.processed)}
+        return {**state, "train": loader.state_dict(progress.processed)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the position for the next training loader."""

@@ -20,6 +20,7 @@ from bnfree.lightning_modules.deployment.contents import contents
 from bnfree.lightning_modules.deployment.formats import FORMATS, Format
 from bnfree.lightning_modules.deployment.image_paths import check_readable, find_images, read_batches
 from bnfree.lightning_modules.deployment.network_info import network_info, open_data
+from bnfree.lightning_modules.training.class_names import OPTION
 from bnfree.lightning_modules.training.config.parser import CommandParser
 from bnfree.lightning_modules.training.config.sources import options_of, take_positionals
 from bnfree.lightning_modules.training.messages import say
@@ -150,7 +151,7 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--engine", type=EngineName, default="auto", help="What the check runs a packed file with; see docs/packing.md."
     )
-    add_network_arguments(parser, shown_too=["data"])
+    add_network_arguments(parser, shown_too=["data", OPTION])
     return parser
 
 

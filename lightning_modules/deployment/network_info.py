@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule
 
 from bnfree.errors import InputError
+from bnfree.lightning_modules.training.class_names import KEY, OPTION, check_class_names, names_in_file
 from bnfree.lightning_modules.training.network import build_data
 from bnfree.lightning_modules.training.run_directory import METRICS, run_directory_of
 from bnfree.packing import NetworkInfo
@@ -39,22 +40,30 @@ def open_data(config: Namespace) -> tuple[LightningDataModule | None, str]:
 def network_info(
     data: LightningDataModule | None, config: Namespace, num_classes: int, image_shape: tuple[int, ...] | None
 ) -> NetworkInfo:
-    """What the data module, or else its class, and the run say.
+    """What the data module, or else its class, and the checkpoint and its run say.
 
     Args:
         data: the data module; None where its files are missing.
         config: of the export.
         num_classes: of the network.
         image_shape: what the user has given.
+
+    Raises:
+        InputError: data with other class names than the checkpoint was trained on.
     """
     source: Any = data
     if data is None and config.get("data") is not None:
         module, _, name = config.data.class_path.rpartition(".")
         source = getattr(importlib.import_module(module), name)
     shape = image_shape or _sizes(getattr(source, "image_shape", None))
-    names = getattr(source, "class_names", None)
-    resize = getattr(source, "evaluation_resize", None)
     path = config.ckpt_path
+    trained, names = names_in_file(path), getattr(source, KEY, None)
+    if data is not None:
+        check_class_names(
+            trained, names, f"ckpt_path={path!r}", f"data={type(data).__name__}", bool(config.get(OPTION))
+        )
+    names = names or trained
+    resize = getattr(source, "evaluation_resize", None)
     return NetworkInfo(
         mean=_numbers(getattr(source, "mean", None)),
         std=_numbers(getattr(source, "std", None)),

@@ -31,6 +31,7 @@ from bnfree.lightning_modules.training.checkpoints import (
     read_checkpoint,
     remembered_config,
 )
+from bnfree.lightning_modules.training.class_names import OPTION, ClassNames
 from bnfree.lightning_modules.training.config.explanations import (
     explain,
     explain_runtime_error,
@@ -43,6 +44,7 @@ from bnfree.lightning_modules.training.default_callbacks import SavedConfig, def
 from bnfree.lightning_modules.training.loading import checkpoint_to_load
 from bnfree.lightning_modules.training.loggers import default_loggers
 from bnfree.lightning_modules.training.messages import quieten, say, say_where_things_are
+from bnfree.lightning_modules.training.tested_data import TestedData
 
 # Short names in a config are those of imported classes, and packages import theirs on first use only.
 for _package in (bnfree.backbones, bnfree.callbacks, bnfree.datamodules):
@@ -205,6 +207,9 @@ class TrainingCLI(LightningCLI):
             # Evaluating must not write over the metrics of the run.
             options["logger"] = False
         options["callbacks"] += [self.changes] if self.changes is not None else []
+        options["callbacks"].append(ClassNames(self.checkpoint, self.checkpoint_path, section[OPTION]))
+        if self.subcommand == "fit" and section.test_after_fit:
+            options["callbacks"].append(TestedData())
         if self.subcommand == "predict":
             self._add_prediction_writer(options)
         try:
@@ -227,6 +232,8 @@ class TrainingCLI(LightningCLI):
         options = self.config[self.subcommand].clone()
         # A config says how to train. Where this run lies and what it went on from would bind all later uses to it.
         options.config, options.run_dir, options.ckpt_path = None, None, None
+        # Nor are other classes of a later use meant. Left out, since a config beats what stands before it.
+        options.pop(OPTION)
         text = parser.dump(options, skip_none=False, skip_validation=True)
         origin = f"# resumed from {self.checkpoint_path}\n" if self.checkpoint_path is not None else ""
         return f"# bnfree {bnfree.__version__}\n{origin}{text}"

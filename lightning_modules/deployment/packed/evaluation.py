@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from bnfree.datamodules.batches import RawBatch
 from bnfree.errors import InputError
 from bnfree.lightning_modules.deployment.packed.model import OptionsParser, load_model
+from bnfree.lightning_modules.training.class_names import KEY, OPTION, check_class_names
 from bnfree.lightning_modules.training.config.parser import CommandParser
 from bnfree.lightning_modules.training.config.sources import take_positionals
 from bnfree.lightning_modules.training.messages import say
@@ -49,20 +50,30 @@ def run(arguments: Sequence[str]) -> None:
         )
     data = build_data(config)
     _check_fits(network, data)
-    for name, value in test(network, data).items():
+    for name, value in test(network, data, bool(config.get(OPTION))).items():
         say(f"{name}: {value:.4f}")
 
 
-def test(network: PackedNetwork, data: LightningDataModule) -> dict[str, float]:
+def test(
+    network: PackedNetwork,
+    data: LightningDataModule,
+    allow_other_classes: bool = False,  # noqa: PT028 - a function, not a test
+) -> dict[str, float]:
     """`test/loss`, `test/acc` and, with 100 classes or more, `test/acc5`: means over all test images.
 
     Args:
         network: the network.
         data: gives batches of images and labels; 8-bit ones go to the network as they are, if it has their
             normalisation.
+        allow_other_classes: also where the classes of the data are called otherwise than those of the network.
+
+    Raises:
+        InputError: they are, and that is not allowed.
     """
     data.prepare_data()
     data.setup("test")
+    name, present = f"data={type(data).__name__}", getattr(data, KEY, None)
+    check_class_names(network.info.class_names, present, "the packed network", name, allow_other_classes)
     count, sums = 0, {"test/loss": 0.0, "test/acc": 0.0}
     if network.num_classes >= 100:
         sums["test/acc5"] = 0.0
@@ -102,7 +113,7 @@ def _parser() -> CommandParser:
     )
     parser.add_argument("--engine", type=str, default="auto", help="auto, numba, torch or openvino.")
     parser.add_argument("--threads", type=int | None, default=None, help="Processor threads.")
-    add_network_arguments(parser, shown_too=["data"], required=False)
+    add_network_arguments(parser, shown_too=["data", OPTION], required=False)
     for action in parser._actions:
         # Accepted in a config, and of no use here.
         if action.dest.partition(".")[0] in ("model", "image_shape"):

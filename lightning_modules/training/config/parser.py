@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import Namespace, get_loader, set_loader
+from jsonargparse import ActionYesNo, Namespace, get_loader, set_loader
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
 
 from bnfree.import_names import class_paths_of_today
+from bnfree.lightning_modules.training.class_names import OPTION
 
 MODE = "yaml_of_today"
 """YAML in which classes may have their earlier names."""
@@ -73,6 +74,13 @@ def add_arguments(parser: LightningArgumentParser) -> None:
     )
     parser.add_argument(
         "--test_after_fit", type=bool, default=False, help="After fit, evaluate the best checkpoint on the test set."
+    )
+    parser.add_argument(
+        f"--{OPTION}",
+        action=ActionYesNo,
+        nargs="?",
+        default=False,
+        help="Take a checkpoint or packed file for data with other class names than it was trained on.",
     )
     for key, values in (("best_checkpoint", BEST_CHECKPOINT), ("last_checkpoint", LAST_CHECKPOINT)):
         parser.add_lightning_class_args(ModelCheckpoint, key)

@@ -15,13 +15,14 @@ from bnfree.lightning_modules.training.checkpoints import (
     remembered_config,
     remembered_config_as_argument,
 )
+from bnfree.lightning_modules.training.class_names import OPTION
 from bnfree.lightning_modules.training.config.shipped import SUFFIXES, find_config, shipped_configs
 from bnfree.lightning_modules.training.run_directory import CHECKPOINTS, CONFIG, latest_config, run_directory_of
 from bnfree.names import did_you_mean
 
 SOURCE = "a YAML config, a run directory or a checkpoint"
 CONFIG_OPTIONS = ("--config", "-c")
-FLAGS = ("--help", "-h", "--print_config")
+FLAGS = ("--help", "-h", "--print_config", f"--{OPTION}")
 
 
 def values_of(arguments: Sequence[str], *names: str) -> list[str]:
