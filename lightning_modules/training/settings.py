@@ -16,8 +16,9 @@ from bnfree.errors import InputError
 class FitSettings:
     """Settings of a training, each stronger than those above it."""
 
-    configs: Sequence[str | Path] = ()
-    """Names of shipped recipes such as `quickstart`, or paths of YAML files; later ones win. One may stand alone."""
+    configs: Sequence[str | Path | Mapping[str, Any]] = ()
+    """Names of shipped recipes such as `quickstart`, paths of YAML files, or what such a file holds, as plain values;
+    later ones win. One may stand alone."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Plain values by dotted name, such as `{"trainer.max_epochs": 5, "model.backbone.width": 8}`. They win over all
     configs; `{"trainer.callbacks+": [...]}` appends to a list."""
@@ -42,9 +43,9 @@ def words_of(settings: FitSettings) -> list[str]:
     words = list(settings.arguments)
     if settings.options:
         configs, words = split_configs(words)
-    given = [settings.configs] if isinstance(settings.configs, str | Path) else settings.configs
+    given = [settings.configs] if isinstance(settings.configs, str | Path | Mapping) else settings.configs
     words = [
-        *(f"--config={config}" for config in given),
+        *(f"--config={_text('config', config)}" for config in given),
         *configs,
         *(f"--{name}={_text(name, value)}" for name, value in settings.options.items()),
         *words,

@@ -116,7 +116,8 @@ def _names_a_model(options: list[str]) -> bool:
 def _content(config: str) -> dict[str, Any]:
     # What is wrong with a config is the parser's to say.
     try:
-        content = yaml.safe_load(Path(config).read_text())
+        # A text in place of a file begins with a brace.
+        content = yaml.safe_load(config if config.startswith("{") else Path(config).read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}
