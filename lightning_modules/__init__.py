@@ -8,6 +8,16 @@ from typing import TYPE_CHECKING, Any
 from bnfree.import_names import one_module
 
 if TYPE_CHECKING:
+    from bnfree.lightning_modules.experiments.lottery.controls import run_controls
+    from bnfree.lightning_modules.experiments.lottery.early_bird import run_early_bird
+    from bnfree.lightning_modules.experiments.lottery.lottery import run_lottery
+    from bnfree.lightning_modules.experiments.lottery.settings import (
+        ControlSettings,
+        EarlyBirdSettings,
+        LotterySettings,
+    )
+    from bnfree.lightning_modules.experiments.recipe import run_recipe
+    from bnfree.lightning_modules.experiments.recipe_file import RecipeSettings
     from bnfree.lightning_modules.modules.distilled_classifier import DistilledClassifier
     from bnfree.lightning_modules.modules.image_classifier import ImageClassifier
     from bnfree.lightning_modules.modules.teacher import Teacher
@@ -19,28 +29,44 @@ if TYPE_CHECKING:
 one_module(__name__)
 
 PUBLIC = {
+    "ControlSettings": "experiments.lottery.settings",
     "DistilledClassifier": "modules.distilled_classifier",
+    "EarlyBirdSettings": "experiments.lottery.settings",
     "FitResult": "training.fit",
     "FitSettings": "training.settings",
     "ImageClassifier": "modules.image_classifier",
+    "LotterySettings": "experiments.lottery.settings",
+    "RecipeSettings": "experiments.recipe_file",
     "ReportSettings": "reports.report",
     "Teacher": "modules.teacher",
     "TorchvisionNetwork": "modules.torchvision_network",
     "fit": "training.fit",
     "report": "reports.report",
+    "run_controls": "experiments.lottery.controls",
+    "run_early_bird": "experiments.lottery.early_bird",
+    "run_lottery": "experiments.lottery.lottery",
+    "run_recipe": "experiments.recipe",
 }
 """Where each public name is."""
 
 __all__ = [
+    "ControlSettings",
     "DistilledClassifier",
+    "EarlyBirdSettings",
     "FitResult",
     "FitSettings",
     "ImageClassifier",
+    "LotterySettings",
+    "RecipeSettings",
     "ReportSettings",
     "Teacher",
     "TorchvisionNetwork",
     "fit",
     "report",
+    "run_controls",
+    "run_early_bird",
+    "run_lottery",
+    "run_recipe",
 ]
 
 

@@ -29,7 +29,7 @@ SUBCOMMANDS = {
     "fit": Subcommand("train a network", "training.fit"),
     "validate": Subcommand("evaluate a checkpoint on the validation part", "training.fit"),
     "test": Subcommand("evaluate a checkpoint or packed file on the test set", "command.evaluate"),
-    "recipe": Subcommand("train the stages of a recipe, one after the other", "experiments.recipe"),
+    "recipe": Subcommand("train the stages of a recipe, one after the other", "command.recipe"),
     "lottery": Subcommand("find and check lottery tickets", "command.lottery.command"),
     "predict": Subcommand("classes of images, by a checkpoint or packed file", "command.evaluate"),
     "report": Subcommand("write a table and a figure of runs", "command.report"),

@@ -1,15 +1,16 @@
-"""What a recipe file says: stages in order, each with its configs, its options and where its weights come from."""
+"""What a recipe says: stages in order, each with its configs, its options and where its weights come from."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from bnfree.errors import InputError
+from bnfree.lightning_modules.experiments.files import find_experiment, listed_configs, options_in, read_yaml
+from bnfree.lightning_modules.training.settings import FitSettings
 from bnfree.names import did_you_mean
 
 CHECKPOINT_KINDS = ("last", "best")
@@ -24,10 +25,11 @@ class Stage:
 
     name: str
     """Name of the stage and of its directory."""
-    configs: list[Path]
-    """Config files, later ones winning."""
+    configs: Sequence[str | Path]
+    """Config files or names of shipped ones, later ones winning."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Options of `bnfree fit` by dotted name, which win over the configs."""
+    """Options of a fit by dotted name, which win over the configs; `{STAGE.last}` and `{STAGE.best}` in a value stand
+    for the checkpoints of an earlier stage."""
     init_from: str | None = None
     """Stage whose weights this one starts from; None: from scratch."""
     carry: str = "last"
@@ -39,14 +41,53 @@ class Stage:
         return list(dict.fromkeys([*([self.init_from] if self.init_from else []), *named]))
 
 
-def read_recipe(path: str) -> list[Stage]:
+@dataclass(frozen=True)
+class RecipeSettings:
+    """Settings of `run_recipe`.
+
+    Example:
+        >>> fit = FitSettings(options={"data.data_dir": "data", "trainer.max_epochs": 20})
+        >>> settings = RecipeSettings("cifar10_recipe", run_dir="runs/short", fit=fit)
+        >>> [stage.name for stage in settings.recipe_stages()]
+        ['step1', 'step2']
+    """
+
+    recipe: str | Path | Sequence[Stage]
+    """A recipe file, the name of a shipped one, or stages."""
+    run_dir: str | Path | None = None
+    """Where the stages' run directories go; None: `runs/<name of the recipe>`."""
+    stages: Sequence[str] | None = None
+    """Stages to run; None: all. The ones that they start from must have finished."""
+    carry: str | None = None
+    """Which checkpoint of a stage is handed over, `last` or `best`; None: as the recipe says."""
+    fit: FitSettings = field(default_factory=FitSettings)
+    """For every stage, on top of what the recipe says."""
+    stage_fits: Mapping[str, FitSettings] = field(default_factory=dict)
+    """For a stage alone, by its name, on top of that."""
+
+    def recipe_stages(self) -> list[Stage]:
+        """All stages of the recipe.
+
+        Raises:
+            InputError: what is wrong with the file.
+        """
+        return read_recipe(self.recipe) if isinstance(self.recipe, str | Path) else list(self.recipe)
+
+    @property
+    def directory(self) -> Path:
+        """Where the stages' run directories go, as an absolute path: the same in every process and every time."""
+        name = Path(self.recipe).stem if isinstance(self.recipe, str | Path) else "recipe"
+        return Path(self.run_dir or Path("runs") / name).expanduser().absolute()
+
+
+def read_recipe(given: str | Path) -> list[Stage]:
     """Reads a recipe.
 
     Args:
-        path: YAML file with one mapping `stages`: from the name of a stage to `config` (a file or a list of files,
-            relative to the recipe), and optionally `options` (options of `bnfree fit` by dotted name, in whose values
-            `{STAGE.last}` and `{STAGE.best}` stand for the checkpoints of an earlier stage), `init_from` (an earlier
-            stage, or null; by default the stage before) and `carry` (`last`, the default, or `best`).
+        given: a YAML file, or the name of a shipped one, with one mapping `stages`: from the name of a stage to
+            `config` (a file or a list: relative to the recipe, or shipped names), and optionally `options` (of a fit,
+            by dotted name), `init_from` (an earlier stage, or null; by default the stage before) and `carry` (`last`,
+            the default, or `best`).
 
     Returns:
         The stages in order.
@@ -54,23 +95,16 @@ def read_recipe(path: str) -> list[Stage]:
     Raises:
         InputError: what is wrong with the file.
     """
-    file = Path(path)
-    if not file.is_file():
-        siblings = [str(p) for p in (*file.parent.glob("*.yaml"), *Path("configs").glob("*.yaml"))]
-        raise InputError(
-            f"recipe {path!r} does not exist; {did_you_mean(path, siblings) or 'give the path of a YAML file.'}"
-        )
-    try:
-        content = yaml.safe_load(file.read_text())
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"recipe {path!r} is not YAML ({' '.join(str(error).split())}).") from error
+    file = find_experiment(given, "recipe")
+    content = read_yaml(file, f"recipe {str(given)!r}")
     if not isinstance(content, dict) or set(content) != {"stages"}:
         raise InputError(
-            f"recipe {path!r} must hold the one key stages; the config of a single training is for bnfree fit --config."
+            f"recipe {str(given)!r} must hold the one key stages; the config of a single training is for bnfree fit "
+            "--config."
         )
     sections = content["stages"]
     if not isinstance(sections, dict) or not sections:
-        raise InputError(f"stages in {path!r} must map names of stages to their config; it is {sections!r}.")
+        raise InputError(f"stages in {str(given)!r} must map names of stages to their config; it is {sections!r}.")
     stages: list[Stage] = []
     for name, section in sections.items():
         stages.append(_stage(str(name), section, [stage.name for stage in stages], file))
@@ -87,16 +121,11 @@ def _stage(name: str, section: Any, earlier: list[str], recipe: Path) -> Stage:
         raise InputError(f"{where} names no config; give one with config: FILE.yaml.")
     for key in set(section) - set(known):
         raise InputError(f"{where} has no key {key!r}; {did_you_mean(str(key), known) or f'choose of {known}.'}")
-    configs = section["config"] if isinstance(section["config"], list) else [section["config"]]
-    options = section.get("options") or {}
-    if not isinstance(options, dict):
-        raise InputError(f"{where}: options={options!r} must map dotted names to values, as trainer.max_epochs: 3.")
-    init_from = section.get("init_from", earlier[-1] if earlier else None)
     stage = Stage(
         name,
-        [_config(str(config), where, recipe) for config in configs],
-        {str(key): value for key, value in options.items()},
-        init_from,
+        listed_configs(section["config"], recipe, where),
+        options_in(section.get("options"), f"{where}: options"),
+        section.get("init_from", earlier[-1] if earlier else None),
         check_carry(section.get("carry", "last"), where),
     )
     for needed in stage.needs():
@@ -122,16 +151,7 @@ def check_carry(kind: Any, where: str) -> str:
     return str(kind)
 
 
-def _config(name: str, where: str, recipe: Path) -> Path:
-    path = recipe.parent / name
-    if not path.is_file():
-        siblings = [p.name for p in recipe.parent.glob("*.yaml")]
-        remedy = did_you_mean(name, siblings) or f"paths are relative to {str(recipe.parent)!r}."
-        raise InputError(f"{where} names the config {name!r}, which does not exist; {remedy}")
-    return path
-
-
-def selected_stages(stages: list[Stage], names: list[str] | None) -> list[Stage]:
+def selected_stages(stages: list[Stage], names: Sequence[str] | None) -> list[Stage]:
     """The stages of those names, in the recipe's order; None: all.
 
     Raises:

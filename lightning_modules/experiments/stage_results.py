@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import yaml
 
 from bnfree.errors import InputError
-from bnfree.lightning_modules.training.command_line import TrainingCLI
-from bnfree.lightning_modules.training.run_directory import METRICS, is_child
+from bnfree.files import whole_file
+from bnfree.lightning_modules.experiments.files import validation_accuracies
+from bnfree.lightning_modules.training.fit import FitResult
+from bnfree.lightning_modules.training.run_directory import CHECKPOINTS, is_child
+from bnfree.text_tables import columns
 
 FINISHED = "finished.yaml"
 
@@ -27,6 +29,18 @@ class StageResult:
     """Greatest validation accuracy of all epochs."""
     test: dict[str, float] = field(default_factory=dict)
     """What the test of the best checkpoint gave, if there was one."""
+    directory: Path = field(default=Path(), compare=False)
+    """Run directory of the stage. Not written into the mark."""
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """The checkpoint after the last epoch."""
+        return self.directory / CHECKPOINTS / "last.ckpt"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """The checkpoint of the greatest validation accuracy; there is none without validation."""
+        return self.directory / CHECKPOINTS / "best.ckpt"
 
     def sentence(self) -> str:
         """The accuracies in words."""
@@ -37,30 +51,43 @@ class StageResult:
         return ", ".join(parts) or f"{self.epochs} epochs"
 
 
-def write_result(directory: Path, fit: TrainingCLI) -> None:
+@dataclass(frozen=True)
+class RecipeResult:
+    """What `run_recipe` has trained."""
+
+    directory: Path
+    """Where the stages' run directories are."""
+    stages: dict[str, StageResult | None]
+    """All stages of the recipe by name, in order; None for one that has not finished."""
+
+    def table(self) -> str:
+        """One line for each stage, the intermediate accuracies above the final one."""
+        rows = [["stage", "epochs", "val/acc", "best", "test/acc"]]
+        for name, result in self.stages.items():
+            if result is None:
+                rows.append([name, "not finished", "", "", ""])
+                continue
+            accuracies = (result.last, result.best, result.test.get("test/acc"))
+            numbers = (f"{value:.4f}" if value is not None else "-" for value in accuracies)
+            rows.append([name, str(result.epochs), *numbers])
+        return "\n".join([f"Recipe directory: {self.directory}", *columns(rows, left=len(rows[0]), width=None)])
+
+
+def write_result(directory: Path, fit: FitResult) -> None:
     """Marks a stage as finished, in the first of several processes only.
 
     Args:
         directory: run directory of the stage.
         fit: the training that has just ended.
     """
-    if is_child() or fit.trainer.state.status != "finished" or not directory.is_dir():
+    if is_child() or not fit.finished or not directory.is_dir():
         return
-    metrics = directory / METRICS
-    values: list[float] = []
-    if metrics.is_file():
-        with metrics.open() as file:
-            values = [float(row["val/acc"]) for row in csv.DictReader(file) if row.get("val/acc")]
-    result = StageResult(
-        fit.trainer.current_epoch,
-        values[-1] if values else None,
-        max(values, default=None),
-        {name: float(value) for name, value in fit.test_results.items()},
-    )
-    # Renamed into place: a mark is there as a whole or not at all.
-    unfinished = directory / f".{FINISHED}"
-    unfinished.write_text(yaml.safe_dump(asdict(result), sort_keys=False))
-    unfinished.replace(directory / FINISHED)
+    values = validation_accuracies(directory)
+    result = StageResult(fit.epochs, values[-1] if values else None, max(values, default=None), fit.test_metrics)
+    content = asdict(result)
+    del content["directory"]
+    with whole_file(directory / FINISHED) as unfinished:
+        unfinished.write_text(yaml.safe_dump(content, sort_keys=False))
 
 
 def read_result(directory: Path) -> StageResult | None:
@@ -76,28 +103,8 @@ def read_result(directory: Path) -> StageResult | None:
     if not mark.is_file():
         return None
     try:
-        return StageResult(**yaml.safe_load(mark.read_text()))
+        return StageResult(**yaml.safe_load(mark.read_text()), directory=directory)
     except (TypeError, yaml.YAMLError) as error:
         raise InputError(
             f"{str(mark)!r} cannot be read; remove it, and the stage goes on from its last checkpoint."
         ) from error
-
-
-def results_table(directory: Path, names: list[str]) -> str:
-    """One line for each stage, the intermediate accuracies above the final one.
-
-    Args:
-        directory: of the recipe.
-        names: of all stages, in order.
-    """
-    rows = [["stage", "epochs", "val/acc", "best", "test/acc"]]
-    for name in names:
-        result = read_result(directory / name)
-        if result is None:
-            rows.append([name, "not finished", "", "", ""])
-            continue
-        accuracies = (result.last, result.best, result.test.get("test/acc"))
-        rows.append([name, str(result.epochs), *(f"{value:.4f}" if value is not None else "-" for value in accuracies)])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([f"Recipe directory: {directory}", *lines])

@@ -101,6 +101,42 @@ class LevelResult:
         return self.directory / TICKET
 
 
+@dataclass(frozen=True)
+class LotteryResult:
+    """What `run_lottery` has trained."""
+
+    directory: Path
+    """Where everything is; `bnfree.lightning_modules.report` writes tables and figures of it."""
+    dense: tuple[LevelResult, ...]
+    """The dense networks, one for each seed."""
+    tickets: tuple[LevelResult, ...]
+    """The tickets, by seed and level."""
+    controls: tuple[LevelResult, ...] = ()
+    """Their controls, by seed and level."""
+
+
+@dataclass(frozen=True)
+class ControlsResult:
+    """What `run_controls` has trained."""
+
+    directory: Path
+    """Of the lottery run."""
+    controls: tuple[LevelResult, ...]
+    """The controls, by seed and level."""
+    tickets: tuple[LevelResult, ...]
+    """The tickets that they check."""
+
+
+@dataclass(frozen=True)
+class EarlyBirdResult:
+    """What `run_early_bird` has trained."""
+
+    directory: Path
+    """Where everything is."""
+    tickets: tuple[LevelResult, ...]
+    """The early-bird tickets, one for each seed."""
+
+
 def level_name(level: int) -> str:
     """Name of a level's folder: `level_00`, `level_01`, ..."""
     return f"level_{level:02d}"

@@ -14,7 +14,10 @@ import torch
 import yaml
 from lightning.pytorch import Callback
 
+from bnfree.errors import InputError
+from bnfree.lightning_modules import FitSettings, RecipeSettings, run_recipe
 from bnfree.lightning_modules.cli import main
+from bnfree.lightning_modules.experiments.recipe_file import Stage
 
 ROOT = Path(__file__).parents[3]
 NETWORK = """\
@@ -101,6 +104,31 @@ def test_results_name_the_accuracies_of_both_stages(finished, capsys):
         assert len(values) == epochs
         line = next(line for line in output.splitlines() if line.startswith(f"{name}  "))
         assert line.split() == [name, str(epochs), f"{values[-1]:.4f}", f"{max(values):.4f}", "-"]
+
+
+def test_from_python_the_same_weights_and_the_accuracies_of_the_table(finished, tmp_path):
+    fit = FitSettings(options={"trainer.enable_model_summary": False})
+    result = run_recipe(RecipeSettings(finished / "recipe.yaml", run_dir=tmp_path / "run", fit=fit))
+    assert list(result.stages) == ["step1", "step2"]
+    for line, (name, stage) in zip(result.table().splitlines()[2:], result.stages.items(), strict=True):
+        assert_same(weights(tmp_path / "run" / name), weights(finished / "run" / name))
+        assert stage.last_checkpoint == tmp_path / "run" / name / "checkpoints" / "last.ckpt"
+        assert stage.best_checkpoint.is_file()
+        assert line.split() == [name, str(stage.epochs), f"{stage.last:.4f}", f"{stage.best:.4f}", "-"]
+        text = (finished / "run" / name / "finished.yaml").read_text()
+        assert yaml.safe_load(text) == {"epochs": stage.epochs, "last": stage.last, "best": stage.best, "test": {}}
+
+
+def test_stages_in_python_and_what_is_refused(finished, tmp_path):
+    stages = [Stage("one", ["network.yaml"]), Stage("two", ["network.yaml"], init_from="one")]
+    with pytest.raises(InputError, match="'three' is no stage of the recipe"):
+        run_recipe(RecipeSettings(stages, run_dir=tmp_path, stage_fits={"three": FitSettings()}))
+    with pytest.raises(InputError, match="carry='worst' is not known"):
+        run_recipe(RecipeSettings(finished / "recipe.yaml", run_dir=tmp_path, carry="worst"))
+    with pytest.raises(InputError, match="fit.run_dir='x' is chosen by the experiment"):
+        run_recipe(RecipeSettings(finished / "recipe.yaml", run_dir=tmp_path, fit=FitSettings(run_dir="x")))
+    assert [stage.name for stage in RecipeSettings("cifar10_recipe").recipe_stages()] == ["step1", "step2"]
+    assert list(tmp_path.iterdir()) == []
 
 
 class StopIn(Callback):

@@ -11,10 +11,10 @@ from small_lottery import assert_same, finished, last, weights, write_lottery
 
 from bnfree.backbones import ReActNet18
 from bnfree.lightning_modules.cli import main
-from bnfree.lightning_modules.command.lottery.controls import ControlArguments
-from bnfree.lightning_modules.experiments.lottery.control_plan import plan_controls
-from bnfree.lightning_modules.experiments.lottery.control_tickets import control_ticket, draw_seed
+from bnfree.lightning_modules.experiments.lottery.controls import plan_controls
 from bnfree.lightning_modules.experiments.lottery.level_results import read_levels
+from bnfree.lightning_modules.experiments.lottery.level_tickets import control_ticket, draw_seed
+from bnfree.lightning_modules.experiments.lottery.settings import ControlSettings
 from bnfree.tickets import apply, checksum, load_ticket, overlap, rewind, save_ticket
 
 pytestmark = pytest.mark.slow
@@ -192,7 +192,7 @@ def test_controls_train_as_their_ticket_did(controlled):
 
 def test_draws_depend_on_seed_level_and_kind_alone(controlled, monkeypatch):
     monkeypatch.chdir(controlled.parent.parent)
-    lottery, places = plan_controls(ControlArguments("runs/lottery"))
+    lottery, places = plan_controls(ControlSettings(directory="runs/lottery"))
     assert places == [(0, 1)]
     ticket = load_ticket(level(controlled, 1) / "ticket.pt")
     for kind in KINDS:

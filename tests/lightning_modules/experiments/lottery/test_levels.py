@@ -12,7 +12,7 @@ from small_lottery import assert_same, finished, last, weights, write_lottery
 from bnfree.backbones import ReActNet18
 from bnfree.lightning_modules.cli import main
 from bnfree.lightning_modules.experiments.lottery.level_results import read_levels
-from bnfree.lightning_modules.experiments.lottery.pruning import write_start
+from bnfree.lightning_modules.experiments.lottery.level_tickets import write_start
 from bnfree.tickets import Ticket, load_ticket, prunable_layers, weights_checksum
 
 DENSITIES = (1, 0.5, 0.2, 0.1)

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from small_lottery import write_lottery
 
-from bnfree.lightning_modules.experiments.lottery.lottery_file import read_lottery
+from bnfree.lightning_modules.experiments.lottery.settings import LotterySettings
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_mistakes_are_told_before_anything_is_written(lottery, complaint, option
 def test_mistakes_in_the_file(lottery, project, complaint, content, said):
     (project / "lottery.yaml").write_text(yaml.safe_dump(content))
     if said is None:
-        assert read_lottery("lottery.yaml", {}).settings.densities == [0.5]
+        assert LotterySettings.read("lottery.yaml").densities == [0.5]
         return
     assert said in complaint("lottery", "run", "lottery.yaml")
     assert not lottery.exists()
@@ -108,10 +108,10 @@ def test_changed_settings_are_refused_by_name(lottery, project, complaint, chang
 
 def test_a_density_schedule_replaces_the_other_kind(project):
     write_lottery(project)
-    by_rate = read_lottery("lottery.yaml", {"rate": 0.5, "levels": 2}).settings
+    by_rate = LotterySettings.read("lottery.yaml", rate=0.5, levels=2)
     assert (by_rate.densities, by_rate.rate, by_rate.levels) == (None, 0.5, 2)
     write_lottery(project, densities=None, rate=0.2, target_density=0.1)
-    by_list = read_lottery("lottery.yaml", {"densities": [0.3]}).settings
+    by_list = LotterySettings.read("lottery.yaml", densities=[0.3])
     assert (by_list.densities, by_list.rate, by_list.target_density) == ([0.3], None, None)
 
 

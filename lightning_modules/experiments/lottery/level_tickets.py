@@ -1,7 +1,9 @@
-"""From the trained network of one level to the ticket of the next one."""
+"""The tickets that levels train: pruned from the level before, carried from step 1 to step 2, or a control's."""
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,28 @@ from torch import Tensor, nn
 
 from bnfree.convolution import BinaryConv2d
 from bnfree.errors import InputError
-from bnfree.lightning_modules.experiments.lottery.planning import LotteryRun
+from bnfree.files import whole_file
+from bnfree.lightning_modules.experiments.lottery.plan import LotteryPlan
 from bnfree.lightning_modules.training.run_directory import CHECKPOINTS
-from bnfree.state_dicts import read_checkpoint_file
-from bnfree.tickets import FlipCounts, Masks, Snapshot, Ticket, apply, prune, signs_of
+from bnfree.plugins import name_of, resolve
+from bnfree.state_dicts import plain_name, plain_names, read_checkpoint_file
+from bnfree.tickets import (
+    ControlledTicket,
+    FlipCounts,
+    Masks,
+    Snapshot,
+    Ticket,
+    apply,
+    prune,
+    rewind,
+    signs_of,
+)
 from bnfree.tickets.scores import get_score
 from bnfree.tickets.ticket_file import CONFIG_KEYS
 
 GRADIENTS = "gradients.pt"
+OF = "control_of"
+"""Where a control's ticket notes the checksum of the ticket that it was made of."""
 
 
 def last_checkpoint(directory: Path) -> Path:
@@ -37,23 +53,30 @@ def read_trained(directory: Path) -> dict[str, Any]:
     return content
 
 
+def read_rewind_point(path: Path) -> dict[str, Any]:
+    """What the file of a rewind point holds, see `bnfree.callbacks.rewind_checkpoint`.
+
+    Raises:
+        InputError: it is gone or damaged.
+    """
+    content: dict[str, Any] = read_checkpoint_file(path, f"the rewind point {str(path)!r}")
+    return content
+
+
 def network_state(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     """The weights and masks of the network in a checkpoint, under its own names."""
-    state = {
-        ".".join(part for part in name.split(".") if part != "_orig_mod"): value
-        for name, value in checkpoint["state_dict"].items()
-    }
+    state = plain_names(checkpoint["state_dict"])
     own = {name.removeprefix("backbone."): value for name, value in state.items() if name.startswith("backbone.")}
     return own or state
 
 
-def next_ticket(run: LotteryRun, seed: int, level: int, trained: Path, start: Snapshot, step1: bool) -> Ticket:
+def next_ticket(plan: LotteryPlan, seed: int, level: int, trained: Path, start: Snapshot, step1: bool) -> Ticket:
     """Prunes what a level has trained.
 
     Equal files give equal tickets, in every process and whenever they are made.
 
     Args:
-        run: the lottery run.
+        plan: of the lottery.
         seed: its seed.
         level: level of the new ticket.
         trained: run directory of the level before.
@@ -63,13 +86,13 @@ def next_ticket(run: LotteryRun, seed: int, level: int, trained: Path, start: Sn
     Raises:
         InputError: a checkpoint that is gone, or one of another network.
     """
-    settings, checkpoint = run.settings, read_trained(trained)
-    network = run.network(step1)
+    settings, checkpoint = plan.settings, read_trained(trained)
+    network = plan.network(step1)
     network.load_state_dict(network_state(checkpoint))
-    layers = run.layers(network)
+    layers = plan.layers(network)
     masks = prune(
         network,
-        run.densities[level],
+        plan.densities[level],
         score=settings.score,
         scope=settings.scope,
         layers=layers,
@@ -82,27 +105,27 @@ def next_ticket(run: LotteryRun, seed: int, level: int, trained: Path, start: Sn
     apply(network, masks)
     return Ticket.of(
         network,
-        rewind=rewound(run, network, start, masks),
+        rewind=rewound(plan, network, start, masks),
         score=settings.score,
         scope=settings.scope,
-        density=run.densities[level],
+        density=plan.densities[level],
         level=level,
-        source=f"{run.directory.name}, seed {seed}",
+        source=f"{plan.directory.name}, seed {seed}",
         details={"seed": seed, "rewind": settings.rewind, "rewind_point": settings.rewind_point},
         config={key: checkpoint[key] for key in CONFIG_KEYS if key in checkpoint},
     )
 
 
-def carried_ticket(run: LotteryRun, found: Ticket, trained: Path) -> Ticket:
+def carried_ticket(plan: LotteryPlan, found: Ticket, trained: Path) -> Ticket:
     """The ticket of step 2 for masks that were found in step 1: its training starts from the weights of step 1.
 
     Args:
-        run: the lottery run.
+        plan: of the lottery.
         found: the ticket of step 1.
         trained: run directory in which that one was trained.
     """
     checkpoint = read_trained(trained)
-    network = run.network()
+    network = plan.network()
     network.load_state_dict(network_state(checkpoint))
     details = {**found.details, "found_in": "step1"}
     config = {key: checkpoint[key] for key in CONFIG_KEYS if key in checkpoint}
@@ -112,11 +135,72 @@ def carried_ticket(run: LotteryRun, found: Ticket, trained: Path) -> Ticket:
     )  # fmt: skip
 
 
-def rewound(run: LotteryRun, network: nn.Module, start: Snapshot, masks: Masks) -> Snapshot | None:
+def control_ticket(plan: LotteryPlan, control: Any, seed: int, ticket: Ticket) -> Ticket:
+    """The control of a ticket.
+
+    Equal files give equal controls, in every process and whenever they are made.
+
+    Args:
+        plan: of the lottery.
+        control: a name, a dotted path, a class or a function, see `bnfree.tickets.controls`.
+        seed: seed of the run.
+        ticket: the ticket that is to be checked; with `find_in: step1` that of step 1.
+
+    Returns:
+        A ticket whose `rewind` is what the control starts from, with the checksum of the ticket's masks in `details`.
+
+    Raises:
+        InputError: no such control, or the rewind point or the dense network's checkpoint is gone or damaged.
+    """
+    plugin, kind = resolve("control", control), control_kind(control)
+    network, seed_of_draws = plan.network(plan.finds_in_step1), draw_seed(seed, ticket.level, kind)
+    if plan.settings.rewind in ("weights", "sign"):
+        complete: Snapshot = read_rewind_point(plan.rewind_file(seed))["state_dict"]
+        own = complete
+    else:
+        # What the ticket starts from lacks what was pruned before; the dense network has a weight everywhere.
+        dense = read_trained(plan.folder(seed, 0, plan.finds_in_step1))
+        complete, own = _without_masks(network_state(dense)), _without_masks(ticket.state_dict)
+    draw = getattr(plugin, "draw", plugin)
+    masks, start = draw(ControlledTicket(network, ticket.masks, own, complete, seed_of_draws))
+    if plan.settings.rewind == "sign":
+        start = signs_of(network, start, masks)
+    rewind(network, start, masks)
+    drawn = any(not torch.equal(mask, ticket.masks[name]) for name, mask in masks.items())
+    return Ticket.of(
+        network,
+        rewind=start,
+        score="random" if drawn else ticket.score,
+        scope=getattr(plugin, "scope", None) or ticket.scope,
+        density=ticket.density,
+        level=ticket.level,
+        source=f"{ticket.source}, control {kind}",
+        details={**ticket.details, "control": kind, "draw": seed_of_draws, OF: ticket.checksum},
+        config=ticket.config,
+    )
+
+
+def control_kind(control: Any) -> str:
+    """What a control is called in directories, tables and files: its name as a plugin, or its dotted path."""
+    name = control if isinstance(control, str) else name_of("control", control)
+    return re.sub(r"[^\w.-]", "_", name)
+
+
+def draw_seed(seed: int, level: int, kind: str) -> int:
+    """The seed of a control's draws: another one for each seed of the run, level and kind."""
+    digest = hashlib.sha256(f"{seed}:{level}:{kind}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _without_masks(state: dict[str, Tensor]) -> Snapshot:
+    return {name: value for name, value in state.items() if not name.endswith(".mask")}
+
+
+def rewound(plan: LotteryPlan, network: nn.Module, start: Snapshot, masks: Masks) -> Snapshot | None:
     """What of the rewind point's weights a ticket starts from; None: from the weights that it was found with."""
-    if run.settings.rewind == "weights":
+    if plan.settings.rewind == "weights":
         return start
-    return signs_of(network, start, masks) if run.settings.rewind == "sign" else None
+    return signs_of(network, start, masks) if plan.settings.rewind == "sign" else None
 
 
 def _gradients(trained: Path, score: str) -> dict[str, Tensor] | None:
@@ -164,10 +248,8 @@ def write_start(rewind_point: dict[str, Any], ticket: Ticket, path: Path) -> Non
         checkpoint["state_dict"] = _with(checkpoint["state_dict"], {}, ticket.masks)
     else:
         checkpoint["state_dict"] = _with(checkpoint["state_dict"], start, ticket.masks)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(checkpoint, unfinished)
-    unfinished.replace(path)
+    with whole_file(path) as unfinished:
+        torch.save(checkpoint, unfinished)
 
 
 def _with(state: dict[str, Tensor], weights: dict[str, Tensor], masks: Masks) -> dict[str, Tensor]:
@@ -175,7 +257,7 @@ def _with(state: dict[str, Tensor], weights: dict[str, Tensor], masks: Masks) ->
     prefix = "backbone." if any(name.startswith("backbone.") for name in state) else ""
     result = {}
     for name, value in state.items():
-        own = ".".join(part for part in name.removeprefix(prefix).split(".") if part != "_orig_mod")
+        own = plain_name(name.removeprefix(prefix))
         layer = own.removesuffix(".weight")
         value = weights.get(own, value)
         if own.endswith(".weight") and layer in masks:
