@@ -184,7 +184,17 @@ class BinaryConv2d(nn.Module):
         return signs, scale if self.gain is None else scale * self.gain
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolves (N, I, H, W) with the effective weight."""
+        """Convolves (N, I, H, W) with the effective weight.
+
+        Raises:
+            InputError: latent weights that `torch.nn.utils.prune` zeroes; binarised or standardised they are not 0.
+        """
+        if "weight_orig" in self._parameters and (self.binary_weights or self.standardize):
+            raise InputError(
+                "torch.nn.utils.prune (Lightning's ModelPruning) zeroes latent weights, which standardisation and the "
+                "sign of 0 make others than 0: nothing would be pruned; prune with bnfree.callbacks.LotteryTicket or "
+                "bnfree.tickets.prune."
+            )
         if self.lean and x.dim() == 4 and not self._has_other_weights():
             moves = Geometry(self.stride, self.padding, self.groups)
             if torch.is_grad_enabled():

@@ -32,6 +32,7 @@ from bnfree.lightning_modules.training.checkpoints import (
     remembered_config,
 )
 from bnfree.lightning_modules.training.class_names import OPTION, ClassNames
+from bnfree.lightning_modules.training.config.dumping import dump_config
 from bnfree.lightning_modules.training.config.explanations import (
     explain,
     explain_runtime_error,
@@ -150,7 +151,7 @@ class TrainingCLI(LightningCLI):
     def _as_dict(self) -> dict[str, Any]:
         parser = self._parser(self.config.subcommand)
         options = self.config[self.config.subcommand]
-        dumped: dict[str, Any] = yaml.safe_load(parser.dump(options, skip_none=False, skip_validation=True))
+        dumped: dict[str, Any] = yaml.safe_load(dump_config(parser, options))
         return dumped
 
     def instantiate_classes(self) -> None:
@@ -234,7 +235,7 @@ class TrainingCLI(LightningCLI):
         options.config, options.run_dir, options.ckpt_path = None, None, None
         # Nor are other classes of a later use meant. Left out, since a config beats what stands before it.
         options.pop(OPTION)
-        text = parser.dump(options, skip_none=False, skip_validation=True)
+        text = dump_config(parser, options)
         origin = f"# resumed from {self.checkpoint_path}\n" if self.checkpoint_path is not None else ""
         return f"# bnfree {bnfree.__version__}\n{origin}{text}"
 
@@ -257,7 +258,18 @@ class TrainingCLI(LightningCLI):
             say_where_things_are(self.run_directory, best)
         if not self.config[self.subcommand].test_after_fit:
             return
-        results = self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best_path or None, verbose=False)
+        if best_path:
+            self._load_weights(best_path)
+        results = self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         self.test_results = {name: float(value) for name, value in (results or [{}])[0].items()}
         for name, value in self.test_results.items():
             say(f"{name}: {value:.4f} ({'best checkpoint' if best_path else 'last weights'})")
+
+    def _load_weights(self, path: str) -> None:
+        """Loads what `bnfree test` of the file would: through a Trainer, callbacks of training would have a say.
+
+        One that averages weights puts back those that training went on with, which are not the file's.
+        """
+        checkpoint = read_checkpoint(path, self.config[self.subcommand].get("weights_only") is not False)
+        self.model.on_load_checkpoint(checkpoint)
+        self.trainer.strategy.load_model_state_dict(checkpoint, strict=self.model.strict_loading)

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from torch.nn.utils import prune
 
 from bnfree.convolution import BinaryConv2d
 from bnfree.errors import InputError
@@ -129,3 +130,20 @@ def test_torch_compile_and_export(density):
         torch.testing.assert_close(eager, traced)
     exported = torch.export.export(convolution.eval(), (x,)).module()
     torch.testing.assert_close(exported(x), convolution(x))
+
+
+@pytest.mark.parametrize(("binary", "standardize"), [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("lean", [True, False])
+def test_pruning_of_latent_weights_is_refused_where_it_prunes_nothing(binary, standardize, lean):
+    layer = BinaryConv2d(4, 8, 3, padding=1, binary_weights=binary, standardize=standardize)
+    layer.lean = lean
+    prune.l1_unstructured(layer, "weight", 0.5)
+    with pytest.raises(InputError, match="LotteryTicket"):
+        layer(torch.randn(2, 4, 6, 6))
+
+
+def test_pruning_of_real_weights_works():
+    layer = BinaryConv2d(4, 8, 3, padding=1, binary_weights=False, standardize=False)
+    prune.l1_unstructured(layer, "weight", 0.5)
+    layer(torch.randn(2, 4, 6, 6))
+    assert (layer.effective_weight() == 0).float().mean() == 0.5
