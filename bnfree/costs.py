@@ -156,6 +156,12 @@ def count_ops(model: nn.Module, image_shape: Sequence[int], real_bits: int = 16)
 
     Raises:
         InputError: `image_shape` is not three positive integers, or the network cannot process such an image.
+
+    Example:
+        >>> from bnfree.backbones import ReActNet18
+        >>> cost = count_ops(ReActNet18(num_classes=10), (3, 32, 32))
+        >>> f"{cost.bops:.3e} {cost.flops:.3e} {cost.ops:.3e}", cost.bytes_packed
+        ('5.474e+08 8.066e+06 1.662e+07', 1806036)
     """
     shape = tuple(image_shape) if isinstance(image_shape, Sequence) else (image_shape,)
     if len(shape) != 3 or not all(isinstance(size, int) and size > 0 for size in shape):

@@ -100,6 +100,11 @@ def load_checkpoint(
     Raises:
         InputError: unreadable or foreign file, unknown architecture, a key that is missing, unexpected or of another
             shape, or arguments that contradict the weights.
+
+    Example:
+        >>> network = load_checkpoint("model_best.pth.tar", binary_weights=True)  # doctest: +SKIP
+        >>> network(torch.randn(2, 3, 32, 32)).shape  # doctest: +SKIP
+        torch.Size([2, 10])
     """
     if not isinstance(path_or_dict, (str, os.PathLike, Mapping)):
         raise InputError(

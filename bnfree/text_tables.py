@@ -17,7 +17,7 @@ def columns(rows: Sequence[Sequence[str]], left: int = 1, width: int | None = WI
 
     Example:
         >>> columns([("layer", "kept"), ("stem", "7")])
-        ['layer  kept', 'stem      7']
+        ['layer     kept', 'stem         7']
     """
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     if width is not None:

@@ -39,6 +39,9 @@ class AdaptiveGradientClipping(Callback):
         InputError: a value out of range; at the start of a run also an unknown name in `exclude`, a gradient that this
             callback cannot see whole and unscaled (FSDP, model parallelism, DeepSpeed, a fused optimizer with
             16-mixed), or `trainer.gradient_clip_val` beside it.
+
+    Example:
+        >>> trainer = Trainer(callbacks=[AdaptiveGradientClipping(clip_factor=0.02)], logger=False)
     """
 
     def __init__(

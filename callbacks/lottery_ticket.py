@@ -66,6 +66,14 @@ class LotteryTicket(Callback):
         InputError: a value out of range; at the start of a run also a file that is no ticket of this network, another
             `init_from` beside `start: weights`, a checkpoint of another ticket, a rewind point behind the end, or
             parameters split among processes (FSDP, model parallelism, DeepSpeed).
+
+    Example:
+        >>> from bnfree.backbones import ReActNet18
+        >>> from bnfree.tickets import Ticket, apply, prune, save_ticket
+        >>> network = ReActNet18(num_classes=10, width=8)
+        >>> apply(network, prune(network, density=0.2))
+        >>> save_ticket(Ticket.of(network, score="standardized", scope="global", density=0.2), "ticket.pt")
+        >>> trainer = Trainer(callbacks=[LotteryTicket("ticket.pt")], logger=False)
     """
 
     def __init__(

@@ -50,6 +50,9 @@ class SignalPropagation(Callback):
     Raises:
         InputError: an argument out of range; at the start of a run also parameters split among processes (FSDP, model
             parallelism, DeepSpeed), a network without residual units, or a batch without images.
+
+    Example:
+        >>> trainer = Trainer(callbacks=[SignalPropagation(every_n_epochs=5)], logger=False)
     """
 
     def __init__(

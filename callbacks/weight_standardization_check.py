@@ -35,6 +35,9 @@ class WeightStandardizationCheck(Callback):
     Raises:
         InputError: an argument out of range, parameters split among processes (FSDP, model parallelism, DeepSpeed), or,
             with `raise`, a layer that fails.
+
+    Example:
+        >>> trainer = Trainer(callbacks=[WeightStandardizationCheck(every_n_steps=50, action="raise")], logger=False)
     """
 
     def __init__(

@@ -34,6 +34,13 @@ class DigitsDataModule(ImageDataModule):
 
     Raises:
         InputError: an argument is out of its range.
+
+    Example:
+        >>> data = DigitsDataModule(batch_size=32)
+        >>> data.prepare_data()
+        >>> data.setup("fit")
+        >>> data.image_shape, data.num_classes, len(data.train_dataloader())
+        ((1, 16, 16), 10, 38)
     """
 
     num_classes = 10

@@ -58,6 +58,18 @@ class ImageFolderDataModule(ImageDataModule):
 
     Raises:
         InputError: an argument is out of its range, or there is no data_dir/train with class folders.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> for name in ("cats", "dogs"):
+        ...     Path("photos/train", name).mkdir(parents=True)
+        ...     for number in range(10):
+        ...         Image.new("RGB", (80, 60)).save(f"photos/train/{name}/{number}.png")
+        >>> data = ImageFolderDataModule("photos", batch_size=4, image_size=32, num_workers=0)
+        >>> data.setup("fit")
+        >>> data.image_shape, data.num_classes, len(data.train_dataloader())
+        ((3, 32, 32), 2, 4)
     """
 
     padding = 4

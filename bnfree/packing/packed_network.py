@@ -145,6 +145,14 @@ def pack(
     Raises:
         InputError: another kind of network, one after step 1, values that are not finite, or an `info` that does not
             fit.
+
+    Example:
+        >>> from bnfree.backbones import ReActNet18
+        >>> network = ReActNet18(num_classes=10, width=8)
+        >>> images = torch.randn(2, 3, 32, 32)
+        >>> packed = pack(network, classifier_precision="float32", engine="torch")
+        >>> torch.allclose(packed(images), network(images), atol=1e-4)
+        True
     """
     return PackedNetwork(fold(model, classifier_precision, convolution_precision), info, engine)
 
@@ -159,5 +167,11 @@ def load(path: str | os.PathLike[str], engine: EngineName = "auto") -> PackedNet
     Raises:
         InputError: no such file, or one that is damaged, of another kind or of another version; an unknown engine, or
             one whose package is not installed.
+
+    Example:
+        >>> from bnfree.backbones import ReActNet18
+        >>> pack(ReActNet18(num_classes=10, width=8)).save("network.safetensors")
+        >>> load("network.safetensors", engine="torch")(torch.randn(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
     return PackedNetwork(*read(path), engine)

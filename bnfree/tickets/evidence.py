@@ -37,8 +37,12 @@ def effective_gradients(
         InputError: no loss.
 
     Example:
-        >>> batch = [(images, labels)]
-        >>> losses = (lambda: F.cross_entropy(network(x), y) for x, y in batch)
+        >>> from torch.nn import functional as F
+        >>> from bnfree.backbones import ReActNet18
+        >>> from bnfree.tickets import prune
+        >>> network = ReActNet18(num_classes=10, width=4)
+        >>> batches = [(torch.randn(2, 3, 8, 8), torch.tensor([0, 1]))]
+        >>> losses = (lambda x=x, y=y: F.cross_entropy(network(x), y) for x, y in batches)
         >>> masks = prune(network, 0.5, score="snip", gradients=effective_gradients(network, losses))
     """
     layers = prunable_layers(network) if layers is None else layers

@@ -44,13 +44,17 @@ class MultiPrize:
         InputError: an unknown choice, a layer of a class of its own, or one that is pruned already.
 
     Example:
+        >>> from torch.nn import functional as F
+        >>> from bnfree.backbones import ReActNet18
+        >>> network = ReActNet18(num_classes=10, width=4)
+        >>> batches = [(torch.randn(2, 3, 8, 8), torch.tensor([0, 1]))]
         >>> prize = MultiPrize(network)
         >>> prize.update(density=0.2)
         >>> optimizer = torch.optim.Adam((p for p in network.parameters() if p.requires_grad), lr=1e-2)
         >>> for images, labels in batches:
         ...     optimizer.zero_grad()
         ...     F.cross_entropy(network(images), labels).backward()
-        ...     optimizer.step()
+        ...     _ = optimizer.step()
         ...     prize.update(density=0.2)
         >>> prize.close()
     """

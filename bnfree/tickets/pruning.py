@@ -60,6 +60,16 @@ def prune(
     Raises:
         InputError: a value out of range, an unknown score or scope, a density above the present one, or one so low that
             the guards need more weights (see `least_density` to know before a run).
+
+    Example:
+        >>> from bnfree.backbones import ReActNet18
+        >>> from bnfree.tickets import apply
+        >>> network = ReActNet18(num_classes=10, width=8)
+        >>> masks = prune(network, density=0.2, scope="global")
+        >>> kept, weights = sum(int(mask.sum()) for mask in masks.values()), sum(mask.numel() for mask in masks.values())
+        >>> kept == round(0.2 * weights)
+        True
+        >>> apply(network, masks)
     """
     if (density is None) == (rate is None):
         raise InputError(f"density={density} and rate={rate}: give exactly one of the two.")

@@ -52,6 +52,11 @@ class DistilledClassifier(ImageClassifier):
     Raises:
         InputError: a value out of range, or no teacher; at the start of a run also a teacher that cannot be loaded or
             does not fit the data, and a `logits_cache` of other teachers, images or augmentation.
+
+    Example:
+        >>> from bnfree.backbones import ReActNet18
+        >>> teacher = ReActNet18(num_classes=10, width=16, norm="batch_norm")  # with trained weights in practice
+        >>> module = DistilledClassifier(ReActNet18(num_classes=10, width=8), teacher=teacher, temperature=2.0)
     """
 
     def __init__(

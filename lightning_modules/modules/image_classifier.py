@@ -78,6 +78,18 @@ class ImageClassifier(LightningModule):
 
     Raises:
         InputError: a value out of range; at the start of a run also a backbone that does not fit the data.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from bnfree.backbones import ReActNet18
+        >>> from bnfree.datamodules import DigitsDataModule
+        >>> network = ReActNet18(num_classes=10, in_channels=1, width=4)
+        >>> module = ImageClassifier(network, optimizer=lambda parameters: Adam(parameters, lr=0.01))
+        >>> options = {"logger": False, "enable_progress_bar": False}
+        >>> trainer = Trainer(max_epochs=1, limit_train_batches=2, limit_val_batches=1, **options)
+        >>> trainer.fit(module, datamodule=DigitsDataModule())
+        >>> sorted(trainer.callback_metrics)
+        ['loss', 'train/acc', 'train/loss', 'val/acc', 'val/loss']
     """
 
     def __init__(
