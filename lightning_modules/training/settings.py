@@ -79,7 +79,7 @@ def _text(name: str, value: Any) -> str:
     if isinstance(value, str | Path):
         return str(value)
     try:
-        text: str = yaml.safe_dump(_plain(value), default_flow_style=True, width=10**6)
+        text: str = yaml.safe_dump(plain(value), default_flow_style=True, width=10**6)
     except yaml.YAMLError:
         raise InputError(
             f"options[{name!r}]={value!r} is not a plain value; give numbers, texts, lists and mappings, a class by "
@@ -88,9 +88,10 @@ def _text(name: str, value: Any) -> str:
     return text.removesuffix("\n").removesuffix("\n...")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value with lists for tuples and texts for paths, as a file gives it back."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     return str(value) if isinstance(value, Path) else value

@@ -28,6 +28,9 @@ OF_LEVELS = {
     "--ckpt_path": GOES_ON,
     "--seed_everything": "give --seeds 0,1,2",
     "--data.seed": "give --seeds 0,1,2",
+    "--lottery.fit": "give options of bnfree fit",
+    "--lottery.run_dir": "give --run_dir",
+    "--lottery.controls": "give --controls",
 }
 OF_CONTROLS = {
     "--run_dir": "the run's directory comes first",

@@ -142,7 +142,8 @@ def check_controls(controls: Sequence[Any]) -> None:
     """
     for control in controls:
         plugin = resolve("control", control, "controls")
-        if not callable(getattr(plugin, "draw", plugin)):
+        has_name = isinstance(control, str) or hasattr(plugin, "__qualname__")
+        if not (has_name and callable(getattr(plugin, "draw", plugin))):
             raise InputError(
                 f"controls={control!r} is no control; give a function of a ticket that returns masks and weights, or "
                 "a class with such a function called draw."

@@ -64,6 +64,8 @@ def run_early_bird(settings: EarlyBirdSettings) -> EarlyBirdResult:
         >>> [ticket.test_acc for ticket in run_early_bird(settings).tickets]  # doctest: +SKIP
         [0.969]
     """
+    if settings.lottery.controls:
+        raise InputError("controls are those of the tickets of run_lottery; leave them out of lottery.")
     plan = plan_lottery(settings.lottery)
     check_unchanged(plan)
     search = _search_arguments(plan, settings)
@@ -96,9 +98,8 @@ def _search_and_train(plan: LotteryPlan, seed: int, arguments: dict[str, Any]) -
         )
     found = load_ticket(search / TICKET)
     say(f"{title}: settled after {found.details['epochs']} epochs.")
-    level = Level(
-        "early_bird", _level(plan, arguments["density"]), seed, folder, rewind_file=search / REWIND
-    )  # fmt: skip
+    number = _level(plan, arguments["density"])
+    level = Level("early_bird", number, seed, folder, rewind_file=search / REWIND)
     result = train_level(plan, level, lambda: _rewound_ticket(plan, seed, found, search), partial(announce, title))
     say(f"{title}: {sentence(result)}.")
     return result

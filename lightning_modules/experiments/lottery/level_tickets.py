@@ -152,7 +152,7 @@ def control_ticket(plan: LotteryPlan, control: Any, seed: int, ticket: Ticket) -
     Raises:
         InputError: no such control, or the rewind point or the dense network's checkpoint is gone or damaged.
     """
-    plugin, kind = resolve("control", control), control_kind(control)
+    plugin, kind = resolve("control", control, "controls"), control_kind(control)
     network, seed_of_draws = plan.network(plan.finds_in_step1), draw_seed(seed, ticket.level, kind)
     if plan.settings.rewind in ("weights", "sign"):
         complete: Snapshot = read_rewind_point(plan.rewind_file(seed))["state_dict"]
@@ -182,7 +182,8 @@ def control_ticket(plan: LotteryPlan, control: Any, seed: int, ticket: Ticket) -
 
 def control_kind(control: Any) -> str:
     """What a control is called in directories, tables and files: its name as a plugin, or its dotted path."""
-    name = control if isinstance(control, str) else name_of("control", control)
+    plugin = resolve("control", control, "controls")
+    name = name_of("control", plugin) if hasattr(plugin, "__qualname__") else str(control)
     return re.sub(r"[^\w.-]", "_", name)
 
 

@@ -20,7 +20,7 @@ from bnfree.lightning_modules.experiments.files import (
     options_in,
     read_yaml,
 )
-from bnfree.lightning_modules.training.settings import FitSettings
+from bnfree.lightning_modules.training.settings import FitSettings, plain
 from bnfree.names import did_you_mean
 from bnfree.plugins import BUILT_IN
 from bnfree.tickets import RewindPoint, level_densities
@@ -80,15 +80,31 @@ class LotterySettings:
     step1_options: dict[str, Any] | None = None
     """Options of a fit, by dotted name, for the fits of step 1 alone."""
 
+    def __post_init__(self) -> None:
+        # As they come back out of a file, with which they are compared.
+        for name in ("densities", "include", "exclude", "seeds"):
+            if isinstance(getattr(self, name), tuple | range):
+                object.__setattr__(self, name, list(getattr(self, name)))
+
     @classmethod
-    def read(cls, file: str | Path, **changes: Any) -> LotterySettings:
+    def read(
+        cls,
+        file: str | Path,
+        fit: FitSettings | None = None,
+        run_dir: str | Path | None = None,
+        controls: Sequence[Any] = (),
+        **changes: Any,
+    ) -> LotterySettings:
         """The settings in a lottery file.
 
         Args:
             file: a YAML file, or the name of a shipped one. It has `config` (a file or a list: relative to it, or
                 shipped names), and optionally `options` (of a fit, by dotted name) and `lottery`, the settings from
                 `densities` on.
-            changes: settings that win over the file's. A density schedule replaces the file's; `fit` goes on top.
+            fit: what each level trains, on top of what the file says.
+            run_dir: where everything goes; None: `runs/<name of the file>`.
+            controls: controls that are trained after the levels.
+            changes: settings from `densities` on that win over the file's. A density schedule replaces the file's.
 
         Raises:
             InputError: what is wrong with the file, or with a value's type; values themselves are checked later.
@@ -107,19 +123,23 @@ class LotterySettings:
         section = content.get("lottery") or {}
         if not isinstance(section, dict):
             raise InputError(f"lottery in {str(file)!r} must map settings to values, such as score: standardized.")
-        own = {key: changes.pop(key) for key in ("fit", "run_dir", "controls") if key in changes}
-        fit = FitSettings(
+        of_file = FitSettings(
             configs=listed_configs(content["config"], path, repr(str(file))),
             options=options_in(content.get("options"), f"options in {str(file)!r}"),
         )
-        own["fit"] = on_top(fit, own.get("fit") or FitSettings())
-        own["run_dir"] = own.get("run_dir") or Path("runs") / path.stem
-        return cls(**own, **_section(section, changes))
+        return cls(
+            fit=on_top(of_file, fit or FitSettings()),
+            run_dir=run_dir or Path("runs") / path.stem,
+            controls=controls,
+            **_section(section, changes),
+        )
 
     @property
     def directory(self) -> Path:
         """Where everything goes, as an absolute path."""
-        first = next((str(config) for config in self.fit.configs if not isinstance(config, Mapping)), "lottery")
+        first = next(
+            (str(config) for config in as_list(self.fit.configs) if not isinstance(config, Mapping)), "lottery"
+        )
         return Path(self.run_dir or Path("runs") / Path(first).stem).expanduser().absolute()
 
 
@@ -218,8 +238,8 @@ def write_started(directory: Path, settings: LotterySettings) -> None:
         if len(check_settings(earlier)) > len(check_settings(settings)):
             section |= {key: getattr(earlier, key) for key in DENSITY_KEYS}
     fit = {
-        "configs": [config if isinstance(config, Mapping) else str(config) for config in as_list(settings.fit.configs)],
-        "options": dict(settings.fit.options),
+        "configs": plain(as_list(settings.fit.configs)),
+        "options": plain(settings.fit.options),
         "arguments": list(settings.fit.arguments),
     }
     with whole_file(directory / SETTINGS) as unfinished:

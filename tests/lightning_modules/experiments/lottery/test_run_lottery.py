@@ -10,6 +10,8 @@ from bnfree.errors import InputError
 from bnfree.lightning_modules import ControlSettings, FitSettings, LotterySettings, run_controls, run_lottery
 from bnfree.lightning_modules.experiments.lottery.controls import check_controls
 from bnfree.lightning_modules.experiments.lottery.level_tickets import control_kind
+from bnfree.lightning_modules.experiments.lottery.plan import check_unchanged, plan_lottery
+from bnfree.lightning_modules.experiments.lottery.settings import SECTION, read_started, write_started
 from bnfree.lightning_modules.reports.lottery_report import report_lottery
 from bnfree.tickets import load_ticket
 from bnfree.tickets.controls import Reinit
@@ -60,6 +62,7 @@ def test_controls_are_looked_at_before_anything_is_trained(project):
         (["no_module.Control"], "there is no module 'no_module'"),
         ([Reinit, "reinit"], "controls name 'reinit' twice"),
         ([3], "is no control"),
+        (["bnfree.tickets.controls.Reinit", Reinit], "controls name 'reinit' twice"),
     ):
         with pytest.raises(InputError, match=said):
             run_lottery(LotterySettings.read("lottery.yaml", controls=controls))
@@ -132,3 +135,32 @@ def test_controls_of_the_users_own_by_their_paths(project):
     output, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     assert "halved has finished: val/acc" in output
+
+
+def test_a_run_of_an_earlier_version_goes_on(project):
+    write_lottery(project, densities=[0.3])
+    run = project / "runs" / "lottery"
+    run.mkdir(parents=True)
+    section = {"densities": [0.3], "score": "standardized", "seeds": [0, 2], "include": None}
+    words = ["--config=network.yaml", "--trainer.max_epochs=1", "--data.batch_size", "8"]
+    (run / "lottery.yaml").write_text(yaml.safe_dump({"options": words, "lottery": section}))
+    earlier = read_started(run)
+    assert (earlier.densities, earlier.seeds, earlier.fit.arguments) == ([0.3], [0, 2], words)
+    plan = plan_lottery(earlier)
+    assert plan.parsed.settings["trainer"]["max_epochs"] == 1
+    assert plan.parsed.settings["data"]["init_args"]["batch_size"] == 8
+    check_unchanged(plan_lottery(LotterySettings.read("lottery.yaml")))
+    with pytest.raises(InputError, match=r"lottery\.score=latent, not standardized"):
+        check_unchanged(plan_lottery(LotterySettings.read("lottery.yaml", score="latent")))
+
+
+def test_settings_of_python_come_back_out_of_the_directory(project):
+    write_lottery(project)
+    fit = FitSettings("network.yaml", {"data.data_dir": project / "data", "trainer.max_epochs": 1})
+    settings = LotterySettings(fit=fit, densities=(0.5, 0.3), include=("body.*",), seeds=range(2))
+    assert settings.directory == project / "runs" / "network"
+    write_started(project / "run", settings)
+    again = read_started(project / "run")
+    assert (again.densities, again.include, again.seeds) == ([0.5, 0.3], ["body.*"], [0, 1])
+    assert (list(again.fit.configs), again.fit.options["data.data_dir"]) == (["network.yaml"], str(project / "data"))
+    assert [getattr(again, key) for key in SECTION] == [getattr(settings, key) for key in SECTION]
