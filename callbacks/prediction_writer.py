@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
-from bnfree.callbacks.run_files import read_csv, run_directory, write_csv
+from bnfree.callbacks.run_files import as_text, read_csv, run_directory, write_csv
 from bnfree.errors import InputError
 
 HEADER = ("image", "class", "probability")
@@ -26,7 +26,7 @@ class PredictionWriter(BasePredictionWriter):
 
     Needs a `predict_step` that returns a dict of tensors (B,): `index` (position of the image in the data set),
     `class`, `probability` (0 to 1). The names come from `predict_image_names` and `class_names` of the datamodule;
-    without them the numbers are written.
+    without them the numbers are written. What a spreadsheet would take for a formula gets an apostrophe before it.
 
     Args:
         filename: name of the CSV file in the run directory, or an absolute path.
@@ -86,8 +86,8 @@ def table(
             )
         columns = (_list(batch[key]) for key in ("index", "class", "probability"))
         for index, label, probability in zip(*columns, strict=True):
-            image = str(index) if images is None else str(images[index])
-            name = str(label) if classes is None else str(classes[label])
+            image = str(index) if images is None else as_text(str(images[index]))
+            name = str(label) if classes is None else as_text(str(classes[label]))
             rows[index] = (index, image, name, f"{probability:.6f}")
     return [rows[index] for index in sorted(rows)]
 

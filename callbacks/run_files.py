@@ -30,6 +30,15 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
         writer.writerows(rows)
 
 
+def as_text(value: str) -> str:
+    """A name as spreadsheets show it: behind an apostrophe where they would take it for a formula.
+
+    They do with what begins with `=`, `+`, `-`, `@`, a tab or a line's end (OWASP, "CSV injection"), and a folder that
+    a stranger has named can begin with anything.
+    """
+    return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else value
+
+
 def read_csv(path: Path, header: Sequence[str]) -> list[list[str]]:
     """Rows of a CSV file below its header; none if there is no such file or its columns are others."""
     if not path.is_file():

@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,15 +66,20 @@ def read_batch(path: Path, label_key: str, num_classes: int) -> tuple[Tensor, Te
     images, labels = content.get("data"), content.get(label_key)
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != 3072:
         raise InputError(f"{path} has no uint8 array 'data' of shape (N, 3072): unpack its archive again.")
-    try:
-        classes = np.asarray(labels, dtype=np.int64)
-    except (TypeError, ValueError):
-        classes = np.empty(0, np.int64)
+    classes = np.empty(0, np.int64)
+    # A list of lists may be the same list many times over: small in the file, and without end as an array.
+    if isinstance(labels, np.ndarray) or (isinstance(labels, list) and all(map(_is_number, labels))):
+        with suppress(TypeError, ValueError, OverflowError):
+            classes = np.asarray(labels, dtype=np.int64)
     if classes.shape != (len(images),) or len(images) == 0 or classes.min() < 0 or classes.max() >= num_classes:
         raise InputError(
             f"{path} has no {label_key!r} with one class of 0..{num_classes - 1} per image: unpack its archive again."
         )
     return torch.from_numpy(images.reshape(-1, 3, 32, 32).copy()), torch.from_numpy(classes)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | np.integer)
 
 
 def read_class_names(path: Path, key: str, num_classes: int) -> list[str]:
@@ -83,9 +89,9 @@ def read_class_names(path: Path, key: str, num_classes: int) -> list[str]:
         InputError: the file is damaged or holds something else.
     """
     names = _read_pickle(path).get(key)
-    if not isinstance(names, list) or len(names) != num_classes:
+    if not isinstance(names, list) or len(names) != num_classes or not all(isinstance(n, str | bytes) for n in names):
         raise InputError(f"{path} has no list {key!r} of {num_classes} names: unpack its archive again.")
-    return [name.decode("latin1") if isinstance(name, bytes) else str(name) for name in names]
+    return [name.decode("latin1") if isinstance(name, bytes) else name for name in names]
 
 
 def file_digest(path: Path) -> str:

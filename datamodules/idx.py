@@ -5,6 +5,7 @@ big-endian 32-bit number, the values.
 """
 
 import gzip
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -16,6 +17,8 @@ from torch import Tensor
 from bnfree.errors import InputError
 
 UINT8 = 0x08
+# A gigabyte: seventeen times the images of MNIST. A compressed file of a few megabytes can state, and hold, far more.
+MOST_VALUES = 1 << 30
 
 
 def read_idx(path: Path, dimensions: int) -> Tensor:
@@ -32,19 +35,27 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
         InputError: the file is not one, or is damaged.
     """
     remedy = "replace it by an undamaged copy"
+    header = 4 + 4 * dimensions
     try:
-        raw = path.read_bytes()
-        content = gzip.decompress(raw) if path.suffix == ".gz" else raw
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            start = file.read(header)
+            if len(start) < header or start[:4] != bytes([0, 0, UINT8, dimensions]):
+                raise InputError(
+                    f"{path} begins with {start[:4].hex(' ') or 'nothing'} and not with 00 00 08 {dimensions:02x}, as "
+                    f"an idx file of {dimensions} dimensions does: {remedy}."
+                )
+            shape = struct.unpack(f">{dimensions}I", start[4:])
+            values = math.prod(shape)
+            if values > MOST_VALUES:
+                raise InputError(f"{path} states {values} values, and more than {MOST_VALUES} are not read: {remedy}.")
+            # Never more than is stated, whatever the rest of a compressed file would unpack to.
+            content = file.read(values + 1)
+            if len(content) > values:
+                # Damage is told from a file of another shape by the checksum at the end, unless that is far away.
+                file.read(1 << 26)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} cannot be read ({error}): {remedy}.") from error
-    header = 4 + 4 * dimensions
-    if len(content) < header or content[:4] != bytes([0, 0, UINT8, dimensions]):
-        raise InputError(
-            f"{path} begins with {content[:4].hex(' ') or 'nothing'} and not with 00 00 08 {dimensions:02x}, as an idx "
-            f"file of {dimensions} dimensions does: {remedy}."
-        )
-    shape = struct.unpack(f">{dimensions}I", content[4:header])
-    values = int(np.prod(shape, dtype=np.uint64))
-    if len(content) - header != values:
-        raise InputError(f"{path} states {values} values but holds {len(content) - header}: {remedy}.")
-    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy())
+    if len(content) != values:
+        more = " or more" if len(content) > values else ""
+        raise InputError(f"{path} states {values} values but holds {len(content)}{more}: {remedy}.")
+    return torch.from_numpy(np.frombuffer(content, np.uint8).reshape(shape).copy())

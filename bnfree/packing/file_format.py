@@ -6,7 +6,7 @@ A safetensors file (8 bytes length of the header, header in JSON, tensors) whose
     format_version   1
     layout           the layers: architecture, stem, units, classifier, with shape, stride and form of every weight
     info             what `NetworkInfo` has: mean, std, image_shape, class_names, source_run, accuracy,
-                     resize
+                     resize, exif_orientation
     checksum         SHA-256, in hexadecimal digits, over the rest of the table as JSON with sorted keys and without
                      spaces, and then for each tensor, by name, a line `name dtype [shape]` and its bytes
 

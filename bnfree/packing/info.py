@@ -28,6 +28,8 @@ class NetworkInfo:
     """Accuracy of the network that was packed, between 0 and 1."""
     resize: int | None = None
     """Pixels that the shorter side of an image file is resized to before the centre is cropped to `image_shape`."""
+    exif_orientation: bool | None = None
+    """False: image files are taken as their pixels lie, and not turned as their EXIF data ask for, as in training."""
 
     def __post_init__(self) -> None:
         for name in ("mean", "std", "image_shape", "class_names"):
@@ -63,6 +65,8 @@ class NetworkInfo:
             raise InputError(
                 f"resize={self.resize!r} must be an integer and at least the sizes of image_shape={shape!r}."
             )
+        if self.exif_orientation is not None and not isinstance(self.exif_orientation, bool):
+            raise InputError(f"exif_orientation={self.exif_orientation!r} must be true or false.")
         names = self.class_names
         if names is not None:
             if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):

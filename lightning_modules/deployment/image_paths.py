@@ -64,13 +64,12 @@ def check_readable(info: NetworkInfo, network: str) -> None:
         )
 
 
-def read_batches(paths: Sequence[Path], info: NetworkInfo, exif_orientation: bool = True) -> Iterator[Tensor]:
+def read_batches(paths: Sequence[Path], info: NetworkInfo) -> Iterator[Tensor]:
     """The images in batches of 64: the shorter side resized, the centre cropped, grey where the network wants it.
 
     Args:
         paths: image files.
-        info: with image_shape.
-        exif_orientation: turn images as their EXIF data ask for; false: as they lie in their files.
+        info: with image_shape; images are turned as their EXIF data ask for, unless it says otherwise.
 
     Yields:
         8-bit images (N, C, H, W), not normalised yet.
@@ -79,10 +78,10 @@ def read_batches(paths: Sequence[Path], info: NetworkInfo, exif_orientation: boo
         InputError: a file that cannot be decoded.
     """
     channels, size, _ = info.image_shape  # type: ignore[misc]
-    resize = info.resize or size
+    resize, turned = info.resize or size, info.exif_orientation is not False
     for start in range(0, len(paths), BATCH):
         files = paths[start : start + BATCH]
-        images = torch.stack([read_image(path, size, resize, exif_orientation=exif_orientation) for path in files])
+        images = torch.stack([read_image(path, size, resize, exif_orientation=turned) for path in files])
         if channels == 1:
             parts = torch.tensor(LUMA).view(1, 3, 1, 1)
             images = ((images.int() * parts).sum(1, keepdim=True) + (1 << 15) >> 16).to(torch.uint8)

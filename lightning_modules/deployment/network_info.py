@@ -70,9 +70,17 @@ def network_info(
         image_shape=shape,  # type: ignore[arg-type]
         resize=resize if isinstance(resize, int) and image_shape is None else None,
         class_names=tuple(map(str, names)) if isinstance(names, (list, tuple)) and len(names) == num_classes else None,
+        exif_orientation=_exif_orientation(data, config),
         source_run=_source(path),
         accuracy=_tested_accuracy(path),
     )
+
+
+def _exif_orientation(data: LightningDataModule | None, config: Namespace) -> bool | None:
+    """False where the images of training were left lying; files say nothing of the usual."""
+    arguments = (config.get("data") or Namespace()).get("init_args") or Namespace()
+    obeyed = getattr(data, "exif_orientation", arguments.get("exif_orientation", True))
+    return False if obeyed is False else None
 
 
 def _sizes(value: Any) -> tuple[int, ...] | None:

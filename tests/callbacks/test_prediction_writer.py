@@ -6,6 +6,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from torch.utils.data import DataLoader, TensorDataset
 
 from bnfree.callbacks import PredictionWriter
+from bnfree.callbacks.prediction_writer import table
 from bnfree.errors import InputError
 
 LOGITS = torch.randn(7, 3, generator=torch.Generator().manual_seed(5))
@@ -106,3 +107,12 @@ def test_two_processes_write_one_file(make_trainer, tmp_path):
     trainer.predict(Predictor(), datamodule=Named(), return_predictions=False)
     assert read(tmp_path / "predictions.csv") == expected(Named())
     assert list(tmp_path.iterdir()) == [tmp_path / "predictions.csv"]
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t"])
+def test_names_that_spreadsheets_would_compute_get_an_apostrophe(start):
+    outputs = [{"index": torch.arange(3), "class": torch.tensor([0, 1, 1]), "probability": torch.full((3,), 0.25)}]
+    images = [f"{start}HYPERLINK(1)/a.png", "test/=b.png", "test/c.png"]
+    rows = table(outputs, images, [f"{start}cmd|' /C calc'!A0", "plain"])
+    assert [row[1] for row in rows] == [f"'{images[0]}", *images[1:]]
+    assert [row[2] for row in rows] == [f"'{start}cmd|' /C calc'!A0", "plain", "plain"]

@@ -118,3 +118,18 @@ def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.CIFAR100", offline)
     with pytest.raises(InputError, match=r"could not fetch cifar-100-python\.tar\.gz .no route to host.: unpack it"):
         CIFAR100DataModule(str(tmp_path), download=True).prepare_data()
+
+
+@pytest.mark.parametrize("nested", ["labels", "label_names"])
+def test_lists_that_hold_themselves_many_times_are_refused(tmp_path, nested):
+    """A few hundred bytes that stand for 10^30 numbers."""
+    write_cifar(tmp_path, 10)
+    bomb: list = [0]
+    for _ in range(30):
+        bomb = [bomb] * 10
+    folder = tmp_path / "cifar-10-batches-py"
+    path = folder / ("data_batch_3" if nested == "labels" else "batches.meta")
+    content = pickle.loads(path.read_bytes())
+    write_pickle(path, {**content, nested: bomb})
+    with pytest.raises(InputError, match=f"{path.name} has no "):
+        CIFAR10DataModule(str(tmp_path), val_split=10).setup("fit")

@@ -1,4 +1,8 @@
 import gzip
+import os
+import resource
+import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,6 +77,38 @@ def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch):
         FashionMNISTDataModule(str(tmp_path), download=True).prepare_data()
     write_fashion_mnist(tmp_path)
     FashionMNISTDataModule(str(tmp_path), download=True).prepare_data()
+
+
+def in_little_memory(function):
+    """Runs it where 200 MiB more than now can be had; `ru_maxrss` would count what others have used."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 200 * 2**20, limit[1]))
+    try:
+        function()
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limit)
+
+
+@pytest.mark.parametrize("shape", [(5_000_000, 28, 28), (2**32 - 1,) * 3, (60_000, 28, 28)])
+@pytest.mark.parametrize("name", ["x.gz", "x"])
+def test_a_file_that_states_or_holds_gigabytes_is_refused_unread(tmp_path, name, shape):
+    """The last states 47 MB and holds 3 GB of zeros, packed into 3 MB."""
+    path = tmp_path / name
+    start = struct.pack(">BBBB3I", 0, 0, 8, 3, *shape)
+    if name == "x":
+        path.write_bytes(start)
+        os.truncate(path, 3 << 30)
+    else:
+        block = gzip.compress(bytes(1 << 24))
+        path.write_bytes(gzip.compress(start) + block * 180)
+
+    def read():
+        said = "are not read" if shape[0] != 60_000 else r"states 47040000 values but holds 47040001 or more"
+        with pytest.raises(InputError, match=said):
+            read_idx(path, 3)
+
+    in_little_memory(read)
 
 
 def test_read_idx_gives_the_stated_shape(tmp_path):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bnfree.callbacks.prediction_writer import HEADER
-from bnfree.callbacks.run_files import write_csv
+from bnfree.callbacks.run_files import as_text, write_csv
 from bnfree.errors import InputError
 from bnfree.lightning_modules.deployment.image_paths import check_readable, find_images, read_batches
 from bnfree.lightning_modules.deployment.packed.model import OptionsParser, add_engine_options, load_model
@@ -41,10 +42,12 @@ def run(arguments: Sequence[str]) -> None:
     paths = find_images(names)
     if given.output is not None and not Path(given.output).name.endswith(".csv"):
         raise InputError(f"output={given.output!r} must be a CSV file, such as predictions.csv.")
-    rows = predict(network, paths)
+    turned = None if given.exif_orientation is None else given.exif_orientation == "true"
+    rows = predict(network, paths, turned)
     if given.output is not None:
         try:
-            write_csv(Path(given.output), HEADER, rows)
+            texts = ((as_text(image), as_text(label), probability) for image, label, probability in rows)
+            write_csv(Path(given.output), HEADER, texts)
         except OSError as error:
             raise InputError(f"output={given.output!r} cannot be written ({error.strerror}).") from error
         print(f"Predictions written to {given.output}")
@@ -54,19 +57,23 @@ def run(arguments: Sequence[str]) -> None:
         print(f"{image:<{widths[0]}}  {label:<{widths[1]}}  {float(probability):.4f}")
 
 
-def predict(network: PackedNetwork, paths: Sequence[Path]) -> list[tuple[str, str, str]]:
+def predict(
+    network: PackedNetwork, paths: Sequence[Path], exif_orientation: bool | None = None
+) -> list[tuple[str, str, str]]:
     """Path, class and probability of each image, as text.
 
     Args:
         network: the network, whose `info` says how images are prepared.
         paths: image files.
+        exif_orientation: turn images as their EXIF data ask for; None: as `info` says.
 
     Raises:
         InputError: a file that cannot be decoded.
     """
-    classes = network.info.class_names
+    info = network.info if exif_orientation is None else replace(network.info, exif_orientation=exif_orientation)
+    classes = info.class_names
     rows: list[tuple[str, str, str]] = []
-    for images in read_batches(paths, network.info):
+    for images in read_batches(paths, info):
         for probability, label in zip(*(v.tolist() for v in network(images).softmax(1).max(1)), strict=True):
             name = str(label) if classes is None else classes[label]
             rows.append((str(paths[len(rows)]), name, f"{probability:.6f}"))
@@ -83,6 +90,11 @@ def _parser() -> OptionsParser:
     )
     parser.add_argument("--model", "--ckpt_path", help="packed file, or name of a pretrained network")
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files, and folders of them")
+    parser.add_argument(
+        "--exif_orientation",
+        choices=("true", "false"),
+        help="turn images as their EXIF data ask for, or leave them (default: as in training)",
+    )
     parser.add_argument("--output", help="CSV file to write (image,class,probability) in place of the lines")
     add_engine_options(parser)
     return parser

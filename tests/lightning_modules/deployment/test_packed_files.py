@@ -1,6 +1,7 @@
 """`bnfree predict` and `bnfree test` on packed files, and which of the two kinds a command line means."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -87,6 +88,42 @@ def test_larger_images_are_resized_and_cropped_as_in_evaluation(bnfree, project)
     probability = load(path, "torch")(normalize(image, info.mean, info.std)).softmax(1).max().item()
     out = bnfree("predict", path, "images", "--engine=torch")[1]
     assert float(out.split()[2]) == pytest.approx(probability, abs=6e-5)
+
+
+@pytest.mark.parametrize(
+    ("trained", "option", "upright"),
+    [
+        (None, [], True),
+        (False, [], False),
+        (None, ["--exif_orientation=false"], False),
+        (False, ["--exif_orientation", "true"], True),
+    ],
+)
+def test_photographs_stand_upright_unless_the_network_or_the_user_wants_them_lying(
+    bnfree, project, trained, option, upright
+):
+    path = save(project / "network.safetensors", replace(COLOUR, exif_orientation=trained))
+    write_images(project / "images", 1)
+    lying = Image.open(project / "images" / "0.png")
+    lying.load()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lying.save(project / "images" / "0.png", exif=exif)
+    seen = lying.transpose(Image.Transpose.ROTATE_270) if upright else lying
+    pixels = torch.from_numpy(np.array(seen)).permute(2, 0, 1)[None]
+    probability = load(path, "torch")(normalize(pixels, COLOUR.mean, COLOUR.std)).softmax(1).max().item()
+    out = bnfree("predict", path, "images", "--engine=torch", *option)[1]
+    assert float(out.split()[2]) == pytest.approx(probability, abs=6e-5)
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@"])
+def test_a_table_of_predictions_holds_no_formulas(bnfree, project, start):
+    info = replace(COLOUR, class_names=(f"{start}1+1",) * 5)
+    path = save(project / "network.safetensors", info)
+    write_images(project / "images", 1)
+    assert bnfree("predict", path, "images", "--output=out.csv", "--engine=torch")[0] == 0
+    with (project / "out.csv").open() as file:
+        assert [row["class"] for row in csv.DictReader(file)] == [f"'{start}1+1"]
 
 
 def test_a_pretrained_network_is_called_by_name(bnfree, complaint, project, monkeypatch):
