@@ -40,6 +40,7 @@ from bnfree.lightning_modules.modules.learning_rate_schedules import (
 )
 from bnfree.lightning_modules.modules.parameter_groups import WeightDecayOn, parameter_groups
 from bnfree.lightning_modules.modules.resumed_epoch import count_batches_of_resumed_epoch
+from bnfree.lightning_modules.modules.unsuitable_callbacks import refuse_unsuitable_callbacks
 
 
 class ImageClassifier(LightningModule):
@@ -157,6 +158,8 @@ class ImageClassifier(LightningModule):
             raise InputError(
                 f"backbone={type(self.backbone).__name__} has no integer attribute num_classes; add it to the class."
             )
+        if num_classes < 2:
+            raise InputError(f"backbone.num_classes={num_classes} leaves nothing to tell apart; it must be at least 2.")
         return num_classes
 
     def forward(self, images: Tensor) -> Tensor:
@@ -176,6 +179,8 @@ class ImageClassifier(LightningModule):
                     f"backbone.{name}={value} does not fit {type(data).__name__}, whose {data_name} is {data_value}: "
                     f"set model.init_args.backbone.init_args.{name} to {data_value}."
                 )
+        if stage == "fit":
+            refuse_unsuitable_callbacks(self.trainer, self.backbone)
         if stage == "fit" and getattr(self.backbone, "lean", False):
             check_available(getattr(self.backbone, "fast", ()))
         if stage == "fit" and self.init_from is not None and self.trainer.ckpt_path is None:

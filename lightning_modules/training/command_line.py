@@ -35,12 +35,13 @@ from bnfree.lightning_modules.training.class_names import OPTION, ClassNames
 from bnfree.lightning_modules.training.config.dumping import dump_config
 from bnfree.lightning_modules.training.config.explanations import (
     explain,
+    explain_missing_package,
     explain_runtime_error,
     explain_trainer_error,
     first_cause,
 )
 from bnfree.lightning_modules.training.config.parser import ALWAYS_ON, CommandParser, ParseFailure, add_arguments
-from bnfree.lightning_modules.training.config.sources import CONFIG_OPTIONS, complete_arguments, is_local, values_of
+from bnfree.lightning_modules.training.config.sources import complete_arguments, config_files, is_local
 from bnfree.lightning_modules.training.default_callbacks import SavedConfig, default_callbacks
 from bnfree.lightning_modules.training.loading import checkpoint_to_load
 from bnfree.lightning_modules.training.loggers import default_loggers
@@ -80,8 +81,9 @@ def run(arguments: Sequence[str]) -> TrainingCLI:
         return TrainingCLI(arguments)
     except MisconfigurationException as error:
         raise InputError(str(error)) from error
-    except RuntimeError as error:
-        explanation = explain_runtime_error(error)
+    except (RuntimeError, ImportError) as error:
+        missing = isinstance(error, ImportError)
+        explanation = explain_missing_package(error) if missing else explain_runtime_error(error)
         if explanation is None:
             raise
         raise InputError(explanation) from error
@@ -177,9 +179,7 @@ class TrainingCLI(LightningCLI):
             run_directory.check_free(self.run_directory, self.checkpoint_path)
 
     def _recipe_name(self) -> str:
-        # What a checkpoint remembers is text in place of a file, and too long for a file's name.
-        files = (value for value in values_of(self.arguments, *CONFIG_OPTIONS) if not value.startswith("{"))
-        configs = [Path(value) for value in files if Path(value).is_file()]
+        configs = [config for config in config_files(self.arguments) if config.is_file()]
         if not configs:
             return str(self.config[self.subcommand].model.class_path).rpartition(".")[2]
         first = configs[0].absolute()
@@ -215,7 +215,9 @@ class TrainingCLI(LightningCLI):
             self._add_prediction_writer(options)
         try:
             trainer = self.trainer_class(**options)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "more than one stateful callback" not in str(error):
+                raise
             # A Trainer option of the right type and a wrong value, such as an accelerator that does not exist.
             raise InputError(explain_trainer_error(error)) from error
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import yaml
 from lightning.pytorch.accelerators import AcceleratorRegistry
@@ -21,7 +20,7 @@ from bnfree.lightning_modules.training.config.known_classes import (
     names_in_module,
     options_of,
 )
-from bnfree.lightning_modules.training.config.sources import CONFIG_OPTIONS, values_of
+from bnfree.lightning_modules.training.config.sources import config_files
 from bnfree.lightning_modules.training.config.value_types import explain_value
 from bnfree.names import did_you_mean, nearest
 
@@ -41,7 +40,7 @@ class Complaint:
     def __init__(self, message: str, arguments: Sequence[str], options: Sequence[str] = ()) -> None:
         self.message, self.arguments, self.options = message, arguments, list(options)
         self.subcommand = arguments[0]
-        self.configs = [Path(value) for value in values_of(arguments, *CONFIG_OPTIONS)]
+        self.configs = config_files(arguments)
 
     def key(self, end: int) -> str:
         """Dotted name of the argument that the complaint at position `end` is about."""
@@ -243,9 +242,15 @@ def explain_runtime_error(error: RuntimeError) -> str | None:
     return None
 
 
-def explain_trainer_error(error: ValueError | TypeError) -> str:
+def explain_trainer_error(error: Exception) -> str:
     """One sentence for a Trainer option of the right type and a wrong value."""
     message = " ".join(str(error).split())
+    twice = re.search(r"Found more than one stateful callback of type `(\w+)`", message)
+    if twice is not None:
+        return (
+            f"trainer.callbacks holds {twice[1]} twice, whose states a checkpoint could not tell apart; leave one out "
+            "(a recipe may have it already: --trainer.callbacks+= adds to its list)."
+        )
     match = re.search(r"invalid (accelerator|strategy) name: `\w+='([^']+)'`", message)
     if match is None:
         return message
@@ -253,6 +258,18 @@ def explain_trainer_error(error: ValueError | TypeError) -> str:
     known = accelerators if match[1] == "accelerator" else ["auto", *StrategyRegistry.available_strategies()]
     remedy = did_you_mean(match[2], known) or f"choose from {', '.join(known)}."
     return f"trainer.{match[1]}={match[2]!r} is not known; {remedy}"
+
+
+def explain_missing_package(error: ImportError) -> str | None:
+    """One sentence for a class of a library that wants a package which is not installed; None for any other import."""
+    message = " ".join(str(error).split())
+    install = re.search(r"pip install (?:-U )?'?([\w.-]+)", message)
+    if install is None:
+        return None
+    owner = re.match(r"`(\w+)`", message)
+    return (
+        f"{owner[1] if owner else 'what was asked for'} needs {install[1]}, which is missing: pip install {install[1]}."
+    )
 
 
 def first_cause(error: Exception) -> Exception:

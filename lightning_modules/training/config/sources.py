@@ -37,6 +37,11 @@ def values_of(arguments: Sequence[str], *names: str) -> list[str]:
     return values
 
 
+def config_files(arguments: Sequence[str]) -> list[Path]:
+    """The config files on a command line, in order; what a checkpoint remembers stands there as text and is none."""
+    return [Path(value) for value in values_of(arguments, *CONFIG_OPTIONS) if not value.lstrip().startswith("{")]
+
+
 def complete_arguments(arguments: Sequence[str]) -> list[str]:
     """Names the files of configs and of `--ckpt_path best|last`, and adds the config a checkpoint was written with.
 

@@ -44,3 +44,18 @@ def test_a_checkpoint_beats_the_config_of_its_run_in_any_order(run, bnfree, proj
     data = DigitsDataModule(image_size=8)
     nines = sum(int((labels == 9).sum()) for _, labels in data.test_batches(360))
     assert shown_accuracy(out) == pytest.approx(nines / 360, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--data.limit_tran=3", "did you mean 'limit_train'?"),
+        ("--data.batch_size=abc", "batch_size='abc' is of the wrong type; give an integer"),
+        ("--model.backbone=ReActNet19", "did you mean 'ReActNet18'?"),
+        ("--trainer.callbacks+=nope.Nope", "nope"),
+        ("--model=Foo", "names no known class"),
+    ],
+)
+def test_a_mistake_beside_it_is_one_sentence(run, complaint, project, option, said):
+    shutil.copy(run / "checkpoints" / "best.ckpt", project / "loose.ckpt")
+    assert said in complaint("test", "--ckpt_path=loose.ckpt", option)
