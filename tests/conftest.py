@@ -7,6 +7,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from hypothesis import settings
+
+# Drawn anew in each run, examples find more, but a test would fail by chance: `--hypothesis-profile=default` for that.
+# A busy machine may need any time for an example.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.load_profile("same")
 
 
 @pytest.fixture(autouse=True)

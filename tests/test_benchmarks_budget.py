@@ -56,7 +56,7 @@ def test_runs_are_stopped_resumed_and_not_repeated(images, tmp_path):
     long_run = output / "batch_norm-w4-40x40-seed0"
     wait_for(lambda: (long_run / "checkpoints/last.ckpt").is_file(), process)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode
     wait_for(lambda: not running(long_run))
     assert [line["row"] for line in rows_of(output)] == ["bn_free:w4:40x2"]
@@ -134,7 +134,7 @@ def running(run):
     return any(f"--run_dir={run}" in line for line in lines)
 
 
-def wait_for(condition, process=None, seconds=120):
+def wait_for(condition, process=None, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

@@ -59,7 +59,7 @@ def cluster(tmp_path):
     return tmp_path, environment
 
 
-def wait_for(condition, seconds=120):
+def wait_for(condition, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

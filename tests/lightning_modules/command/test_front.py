@@ -17,7 +17,7 @@ def test_answers_without_importing_torch(arguments):
         f"import sys\nfrom bnfree.lightning_modules.cli import main\nmain({arguments})\n"
         "assert 'torch' not in sys.modules"
     )
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     assert "Traceback" not in run.stderr
 

@@ -29,7 +29,7 @@ def test_functions_take_turns():
     times = interleaved(functions, 1e-9)
     assert calls == ["slow", "fast"] * (len(calls) // 2)
     assert times["slow"].calls == times["fast"].calls == LEAST_ROUNDS
-    assert times["slow"].median >= 2e-3 > times["fast"].median
+    assert times["slow"].median >= max(2e-3, times["fast"].median)
 
 
 def test_the_table_has_ratios_to_eager_and_the_fastest_first():

@@ -2,6 +2,7 @@
 
 import random
 import struct
+import time
 from itertools import combinations, pairwise
 
 import pytest
@@ -217,7 +218,9 @@ def test_a_real_run(tmp_path, monkeypatch):
         "--trainer.callbacks+=bnfree.callbacks.AdaptiveGradientClipping",
         "--trainer.callbacks+=bnfree.callbacks.WeightDynamics",
     ]  # fmt: skip
+    start = time.monotonic()
     assert main(["fit", *options, "--run_dir=run"]) == 0
+    took = time.monotonic() - start
     assert main(["report", "run"]) == 0
     group = compare([read_run("run")]).groups[0]
     title = "Mean |gain| of each layer, after epoch 1 (dashed) and 2 (solid)"
@@ -226,6 +229,6 @@ def test_a_real_run(tmp_path, monkeypatch):
     assert list(stage.curves["val/acc"]) == list(stage.curves["signs/flipped"]) == [1, 2]
     assert list(stage.curves["learning rate"]) == pytest.approx([step / 3 for step in range(1, 7)], abs=1e-6)
     assert stage.test["test/acc"] == column("run", "test/acc")[-1]
-    assert 0 < stage.seconds < 60
+    assert 0 < stage.seconds < took
     text = (tmp_path / "run" / "report" / "report.md").read_text()
     assert f"| {100 * column('run', 'test/acc')[-1]:.2f} |" in text
