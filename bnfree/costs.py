@@ -4,8 +4,9 @@ Sources: Bi-Real Net (ECCV 2018) and ReActNet (Liu et al., ECCV 2020) for OPs = 
 tests reproduce are ReActNet's and recounts of the public code of "BNN - BN = ?" (arXiv 2104.08215).
 
 Operations. One multiply-accumulate is one operation, and only convolutions and linear layers have any. Not counted, as
-in the papers: batch norm, RSign, RPReLU, biases, scales and gains, alpha and beta, pooling, additions of shortcuts, the
-standardisation of weights (constants after training), and matrix products outside of such layers (attention).
+in the papers: normalisation, RSign, RPReLU, biases, scales and gains, alpha and beta, pooling, additions of shortcuts,
+the standardisation of weights (constants after training), and matrix products outside of such layers (attention). What
+does not fold away, such as group norm, is named as uncounted.
 
 BOPs are the operations of layers with binary weights, FLOPs those of all others. In step 1 the activations are binary
 and the weights real, so that everything is FLOPs. The public BN-free ReActNet-18 binarises the weights of its 1x1
@@ -38,6 +39,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnfree.errors import InputError
 from bnfree.layer_calls import LayerCall, find_layers, record_calls
+from bnfree.normalizers import is_per_image
 from bnfree.state_dicts import uncompiled
 
 CONSTANT_BITS = 32
@@ -94,8 +96,8 @@ class NetworkCost:
     rows: tuple[LayerCost, ...]
     """One for each layer, in the order of the network's modules."""
     uncounted: tuple[str, ...]
-    """Names of weights that are stored but took part in no counted operation: matrices outside of convolutions and
-    linear layers, and layers that were never called."""
+    """Names of what takes part in no counted operation: weights that are matrices outside of convolutions and linear
+    layers, layers that were never called, and normalisers that compute statistics of each image."""
     bytes_float32: int
     """Parameters and constants in float32, as in a checkpoint of the weights."""
 
@@ -188,6 +190,7 @@ def count_ops(model: nn.Module, image_shape: Sequence[int], real_bits: int = 16)
         uncounted=(
             *(name for name, parameter in others.items() if sum(size > 1 for size in parameter.shape) > 1),
             *(name for name in layers if not calls[name]),
+            *(name for name, module in model.named_modules() if is_per_image(module)),
         ),
         bytes_float32=4 * sum(tensor.numel() for tensor in (*model.parameters(), *constants)),
     )

@@ -36,6 +36,17 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "ste": "bnfree.binarize.ClippedIdentity",
         "sigmoid": "bnfree.binarize.SigmoidDerivative",
     },
+    "normalizer": {
+        "bn_free": "bnfree.normalizers.bn_free.bn_free",
+        "batch_norm": "bnfree.normalizers.batch_norm.batch_norm",
+        "none": "bnfree.normalizers.none.none",
+        "group_norm": "bnfree.normalizers.group_norm.GroupNorm",
+        "layer_norm": "bnfree.normalizers.layer_norm.LayerNorm",
+    },
+    "head": {
+        "linear": "bnfree.heads.linear",
+        "cosine": "bnfree.heads.Cosine",
+    },
 }
 
 _registered: dict[str, dict[str, Any]] = {}
@@ -53,8 +64,8 @@ def register(kind: str, name: str, plugin: Any) -> None:
 
 
 def names(kind: str) -> list[str]:
-    """All names of a kind, built in, registered or added by installed packages; sorted."""
-    return sorted({*BUILT_IN.get(kind, {}), *_registered.get(kind, {}), *_installed(kind)})
+    """All names of a kind: the built-in ones as they are listed, then those that were registered or installed."""
+    return list(dict.fromkeys([*BUILT_IN.get(kind, {}), *sorted({*_registered.get(kind, {}), *_installed(kind)})]))
 
 
 def resolve(kind: str, plugin: Any, argument: str | None = None) -> Any:

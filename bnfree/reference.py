@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bnfree.backbones import ReActNet18, ReActNetA
-from bnfree.backbones.residual import Norm, StemKind
+from bnfree.backbones.residual import StemKind
 from bnfree.errors import InputError
 from bnfree.state_dicts import read_state_dict
 
@@ -116,7 +116,7 @@ def load_checkpoint(
         raise InputError(f"{given} is neither a ReActNet-18 nor a ReActNet-A; it has no {MARK_18!r} and no {MARK_A!r}.")
     stem_key = MARK_A if MARK_A in weights else "conv1.weight"
     first, last = (_matrix(weights, key, dims, given) for key, dims in ((stem_key, 4), ("fc.weight", 2)))
-    norm: Norm = "none"
+    norm = "none"
     if any(key.endswith(".gain") for key in weights):
         norm = "bn_free"
     elif any(key.endswith(".running_mean") for key in weights):

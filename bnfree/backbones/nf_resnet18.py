@@ -13,10 +13,13 @@ import math
 import torch
 from torch import Tensor, nn
 
-from bnfree.backbones.residual import StemKind
+from bnfree.backbones.features import FeatureInfo, find_stages
+from bnfree.backbones.residual import StemKind, check_sizes, check_stem
 from bnfree.backbones.variance import normalizer_free_betas
 from bnfree.convolution import BinaryConv2d
 from bnfree.errors import InputError
+from bnfree.heads import Head, build_head
+from bnfree.normalizers import Norm, get_normalizer, normalizer_name, scales_branches, standardizes_weights
 
 BLOCKS_PER_STAGE = 2
 # 1 / standard deviation of relu(x) for a standard normal x, as the paper has it; the 1.71396 of the public code is an
@@ -46,6 +49,8 @@ class NormalizerFreeBlock(nn.Module):
 
     The branch f is scaled ReLU, 3x3 convolution, scaled ReLU, 3x3 convolution, its weights standardised. In a
     transition the shortcut is a 1x1 convolution of stride 2 on the first activation, so that its variance is 1 again.
+    With another normaliser than `bn_free` it stands in front of both activations, as batch norm does in pre-activation
+    ResNets, and `skip_gain`, alpha and beta are 1.
 
     Args:
         in_channels: input channels.
@@ -53,27 +58,41 @@ class NormalizerFreeBlock(nn.Module):
         stride: 1 or 2.
         beta: 1 / standard deviation of the input, as predicted.
         alpha: standard deviation that the branch adds.
+        norm: see `bnfree.normalizers`.
 
     Shape: (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride)). `skip_gain` has shape () and
     starts at 0 (SkipInit), where the block is its shortcut.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, beta: float, alpha: float) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        beta: float,
+        alpha: float,
+        norm: Norm = "bn_free",
+    ) -> None:
         super().__init__()
-        self.alpha, self.beta = alpha, beta
+        normalizer, scaled = get_normalizer(norm), scales_branches(norm)
+        self.stride, self.out_channels = stride, out_channels
+        self.alpha, self.beta = (alpha, beta) if scaled else (1.0, 1.0)
+        self.normalizer1 = normalizer(in_channels)
         self.activation1 = ScaledReLU(in_channels)
-        self.convolution1 = _convolution(in_channels, out_channels, 3, stride)
+        self.convolution1 = _convolution(in_channels, out_channels, 3, stride, norm)
+        self.normalizer2 = normalizer(out_channels)
         self.activation2 = ScaledReLU(out_channels)
-        self.convolution2 = _convolution(out_channels, out_channels, 3)
-        self.projection = _convolution(in_channels, out_channels, 1, stride) if stride > 1 else None
-        self.skip_gain = nn.Parameter(torch.zeros(()))
+        self.convolution2 = _convolution(out_channels, out_channels, 3, 1, norm)
+        self.projection = _convolution(in_channels, out_channels, 1, stride, norm) if stride > 1 else None
+        self.skip_gain = nn.Parameter(torch.zeros(())) if scaled else None
 
     def forward(self, x: Tensor) -> Tensor:
         """The block's output for trunk `x` (N, in_channels, H, W)."""
-        active = self.activation1(self.beta * x)
-        branch = self.convolution2(self.activation2(self.convolution1(active)))
+        active = self.activation1(self.beta * _normalized(x, self.normalizer1))
+        hidden = _normalized(self.convolution1(active), self.normalizer2)
+        branch = self.convolution2(self.activation2(hidden))
         shortcut = x if self.projection is None else self.projection(active)
-        return shortcut + self.alpha * self.skip_gain * branch
+        return shortcut + (branch if self.skip_gain is None else self.alpha * self.skip_gain * branch)
 
     def extra_repr(self) -> str:
         """What `print` shows of the layer."""
@@ -93,6 +112,9 @@ class NFResNet18(nn.Module):
         alpha: standard deviation that each block adds to the trunk; 0.2 as published.
         width: channels of the first stage; the later ones have 2, 4 and 8 times as many.
         in_channels: channels of the images.
+        norm: `bn_free` (NF-ResNet-18), `batch_norm` (the pre-activation ResNet-18), `none`, another name of
+            `bnfree.normalizers`, or the dotted path of your own normaliser.
+        head: from pooled features to logits: `linear`, `cosine`, or the dotted path of your own, see `bnfree.heads`.
 
     Raises:
         InputError: an argument out of range or an unknown choice.
@@ -105,34 +127,52 @@ class NFResNet18(nn.Module):
         alpha: float = 0.2,
         width: int = 64,
         in_channels: int = 3,
+        norm: Norm = "bn_free",
+        head: Head = "linear",
     ) -> None:
         super().__init__()
-        for name, value in {"num_classes": num_classes, "width": width, "in_channels": in_channels}.items():
-            if value < 1:
-                raise InputError(f"{name}={value} must be at least 1.")
-        if stem not in ("cifar", "imagenet"):
-            raise InputError(f"stem={stem!r} is not known; choose 'cifar' or 'imagenet'.")
+        check_sizes(num_classes=num_classes, width=width, in_channels=in_channels)
+        check_stem(stem)
         if not alpha > 0:
             raise InputError(f"alpha={alpha} must be greater than 0.")
         self.num_classes, self.in_channels = num_classes, in_channels
-        self.stem = nn.Sequential(_convolution(in_channels, width, 3))
+        self.norm = normalizer_name(norm)
+        self.stem = nn.Sequential(_convolution(in_channels, width, 3, 1, norm))
         if stem == "imagenet":
-            self.stem = nn.Sequential(_convolution(in_channels, width, 7, 2), nn.MaxPool2d(3, stride=2, padding=1))
+            pool = nn.MaxPool2d(3, stride=2, padding=1)
+            self.stem = nn.Sequential(_convolution(in_channels, width, 7, 2, norm), pool)
         transitions = [stage > 0 and block == 0 for stage in range(4) for block in range(BLOCKS_PER_STAGE)]
         blocks, channels = [], width
         for transition, beta in zip(transitions, normalizer_free_betas(transitions, alpha), strict=True):
             out_channels = 2 * channels if transition else channels
-            blocks.append(NormalizerFreeBlock(channels, out_channels, 2 if transition else 1, beta, alpha))
+            blocks.append(NormalizerFreeBlock(channels, out_channels, 2 if transition else 1, beta, alpha, norm))
             channels = out_channels
         self.body = nn.Sequential(*blocks)
+        self.normalizer = get_normalizer(norm)(channels)
         self.activation = ScaledReLU(channels)
-        self.classifier = nn.Linear(channels, num_classes)
+        self.classifier = build_head(head, channels, num_classes)
+
+    @property
+    def feature_info(self) -> FeatureInfo:
+        """Channels and reduction of every stage of the body."""
+        width, reduction = self.activation.shift.numel() // 8, 4 if len(self.stem) > 1 else 1
+        return find_stages(self.body, width, reduction, NormalizerFreeBlock)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, num_classes) of images (N, in_channels, H, W)."""
-        return self.classifier(self.activation(self.body(self.stem(images))).mean((2, 3)))
+        return self.classifier(self.features(images).mean((2, 3)))
+
+    def features(self, images: Tensor) -> Tensor:
+        """The last feature map (N, C, H', W') of images (N, in_channels, H, W), after the last activation."""
+        return self.activation(_normalized(self.body(self.stem(images)), self.normalizer))
 
 
-def _convolution(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> BinaryConv2d:
-    padding = (kernel_size - 1) // 2
-    return BinaryConv2d(in_channels, out_channels, kernel_size, stride, padding, binary_weights=False)
+def _normalized(x: Tensor, normalizer: nn.Module | None) -> Tensor:
+    return x if normalizer is None else normalizer(x)
+
+
+def _convolution(in_channels: int, out_channels: int, kernel_size: int, stride: int, norm: Norm) -> BinaryConv2d:
+    padding, standardize = (kernel_size - 1) // 2, standardizes_weights(norm)
+    return BinaryConv2d(
+        in_channels, out_channels, kernel_size, stride, padding, binary_weights=False, standardize=standardize
+    )

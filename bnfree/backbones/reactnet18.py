@@ -11,10 +11,21 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from bnfree.backbones.residual import BlockNames, Norm, ReActNet, ResidualUnit, Stem, StemKind, Variant
+from bnfree.backbones.residual import (
+    BlockNames,
+    ReActNet,
+    ResidualUnit,
+    Stem,
+    StemKind,
+    Variant,
+    check_sizes,
+    check_stem,
+)
 from bnfree.backbones.variance import normalizer_free_betas, public_betas_reactnet18
 from bnfree.binarize import Estimator
 from bnfree.errors import InputError
+from bnfree.heads import Head
+from bnfree.normalizers import Norm
 
 BLOCKS_PER_STAGE = [4, 4, 4, 4]
 
@@ -24,7 +35,8 @@ class ReActNet18(ReActNet):
 
     Args:
         num_classes: number of classes.
-        norm: `bn_free` (standardised weights, alpha and beta), `batch_norm` (the twin) or `none` (neither).
+        norm: `bn_free` (standardised weights, alpha and beta), `batch_norm` (the twin), `none` (neither), another name
+            of `bnfree.normalizers`, or the dotted path of your own normaliser.
         binary_weights: True: activations and weights are binary (step 2); False: activations only (step 1). Both have
             the same state dict.
         stem: `cifar` (3x3, stride 1, for small images) or `imagenet` (7x7, stride 2, max pooling).
@@ -33,7 +45,8 @@ class ReActNet18(ReActNet):
         reference: reproduce the public BNN_NoBN code: its beta rule, all-positive initialisation of binary weights,
             binary shortcut convolutions, alpha 0.2, no calibration.
         in_channels: channels of the images.
-        estimator: gradient estimator of the binary activations, see `bnfree.binarize.sign`.
+        estimator: gradient estimator of the binary activations, see `bnfree.binarize.sign`: a name, or the dotted path
+            of your own.
         binary_shortcut: binarise the 1x1 convolutions of the shortcuts too when the weights are binary; None: only with
             `reference`. ReActNet's authors keep them real, the public BN-free code does not.
         lean: compute the same with less: each residual unit keeps one tensor for the backward pass and recomputes the
@@ -42,6 +55,9 @@ class ReActNet18(ReActNet):
             float16) run binary convolutions with the same results bit for bit; `bf16_backward` computes gradients of
             binary convolutions in bfloat16, within 0.3 %; `half_saved` keeps half the bytes for the backward pass,
             within 0.03 %. Also an attribute.
+        head: from pooled features to logits: `linear`, `cosine`, or the dotted path of your own, see `bnfree.heads`.
+        features_only: give the feature maps of all stages in place of logits, and have no head; `feature_info` has
+            their channels and reductions. Weights of a whole network load strictly.
 
     Raises:
         InputError: an argument out of range or an unknown choice.
@@ -62,7 +78,11 @@ class ReActNet18(ReActNet):
         blocks_per_stage: list[int] | None = None,
         lean: bool = True,
         fast: list[str] | None = None,
+        head: Head = "linear",
+        features_only: bool = False,
     ) -> None:
+        check_sizes(num_classes=num_classes, in_channels=in_channels, width=width)
+        check_stem(stem)
         depths = list(BLOCKS_PER_STAGE if blocks_per_stage is None else blocks_per_stage)
         if len(depths) != len(BLOCKS_PER_STAGE) or any(type(blocks) is not int or blocks < 1 for blocks in depths):
             raise InputError(
@@ -74,10 +94,8 @@ class ReActNet18(ReActNet):
         if binary_shortcut is None:
             binary_shortcut = reference
         variant = Variant(norm, binary_weights, binary_shortcut, alpha, reference, estimator)
-        super().__init__(num_classes, in_channels, width, stem, variant)
-        self.blocks_per_stage = depths
         imagenet = stem == "imagenet"
-        self.stem = Stem(in_channels, width, 7 if imagenet else 3, 2 if imagenet else 1, imagenet, variant)
+        first = Stem(in_channels, width, 7 if imagenet else 3, 2 if imagenet else 1, imagenet, variant)
         if reference:
             betas = public_betas_reactnet18(depths, alpha)
         else:
@@ -95,9 +113,8 @@ class ReActNet18(ReActNet):
                 units.append(unit)
                 channels = out_channels
             stages.append(nn.Sequential(*units))
-        self.body = nn.Sequential(*stages)
-        self.classifier = nn.Linear(channels, num_classes)
-        self.lean, self.fast = lean, fast or ()
+        super().__init__(num_classes, variant, first, nn.Sequential(*stages), head, features_only, lean, fast)
+        self.blocks_per_stage = depths
 
     @property
     def depth(self) -> dict[str, list[int]]:

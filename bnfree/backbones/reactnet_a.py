@@ -11,10 +11,21 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from bnfree.backbones.residual import BlockNames, Norm, ReActNet, ResidualUnit, Stem, StemKind, Variant
+from bnfree.backbones.residual import (
+    BlockNames,
+    ReActNet,
+    ResidualUnit,
+    Stem,
+    StemKind,
+    Variant,
+    check_sizes,
+    check_stem,
+)
 from bnfree.backbones.variance import normalizer_free_betas, public_betas_reactnet_a
 from bnfree.binarize import Estimator
 from bnfree.errors import InputError
+from bnfree.heads import Head
+from bnfree.normalizers import Norm
 
 # Output channels of each block as a multiple of the stem's, and its stride.
 BLOCKS = [(2, 1), (4, 2), (4, 1), (8, 2), (8, 1), (16, 2), *[(16, 1)] * 5, (32, 2), (32, 1)]
@@ -27,7 +38,8 @@ class ReActNetA(ReActNet):
 
     Args:
         num_classes: number of classes.
-        norm: `bn_free` (standardised weights, alpha and beta), `batch_norm` (the twin) or `none` (neither).
+        norm: `bn_free` (standardised weights, alpha and beta), `batch_norm` (the twin), `none` (neither), another name
+            of `bnfree.normalizers`, or the dotted path of your own normaliser.
         binary_weights: True: activations and weights are binary (step 2); False: activations only (step 1). Both have
             the same state dict.
         stem: stride of the 3x3 stem: `cifar` 1, for small images; `imagenet` 2.
@@ -36,7 +48,8 @@ class ReActNetA(ReActNet):
         reference: reproduce the public BNN_NoBN code: its beta rule, all-positive initialisation of binary weights,
             alpha 0.2, no calibration.
         in_channels: channels of the images.
-        estimator: gradient estimator of the binary activations, see `bnfree.binarize.sign`.
+        estimator: gradient estimator of the binary activations, see `bnfree.binarize.sign`: a name, or the dotted path
+            of your own.
         repeated_blocks: number of equal blocks in the stage that is 16 times as wide as the stem (512 channels as
             published), at least 1; 5 as published.
         lean: compute the same with less: each residual unit keeps one tensor for the backward pass and recomputes the
@@ -45,6 +58,9 @@ class ReActNetA(ReActNet):
             float16) run binary convolutions with the same results bit for bit; `bf16_backward` computes gradients of
             binary convolutions in bfloat16, within 0.3 %; `half_saved` keeps half the bytes for the backward pass,
             within 0.03 %. Also an attribute.
+        head: from pooled features to logits: `linear`, `cosine`, or the dotted path of your own, see `bnfree.heads`.
+        features_only: give the feature maps of all stages in place of logits, and have no head; `feature_info` has
+            their channels and reductions. Weights of a whole network load strictly.
 
     Raises:
         InputError: an argument out of range or an unknown choice.
@@ -64,16 +80,18 @@ class ReActNetA(ReActNet):
         repeated_blocks: int = 5,
         lean: bool = True,
         fast: list[str] | None = None,
+        head: Head = "linear",
+        features_only: bool = False,
     ) -> None:
+        check_sizes(num_classes=num_classes, in_channels=in_channels, width=width)
+        check_stem(stem)
         if repeated_blocks < 1:
             raise InputError(f"repeated_blocks={repeated_blocks} must be at least 1.")
         if alpha is None:
             alpha = 0.2 if reference else 0.5
         variant = Variant(norm, binary_weights, False, alpha, reference, estimator)
-        super().__init__(num_classes, in_channels, width, stem, variant)
-        self.repeated_blocks = repeated_blocks
         layout = [*BLOCKS[:BEFORE], *[BLOCKS[BEFORE]] * repeated_blocks, *BLOCKS[-AFTER:]]
-        self.stem = Stem(in_channels, width, 3, 2 if stem == "imagenet" else 1, False, variant)
+        first = Stem(in_channels, width, 3, 2 if stem == "imagenet" else 1, False, variant)
         if reference:
             betas = public_betas_reactnet_a([stride == 2 for _, stride in layout], alpha)
         else:
@@ -87,9 +105,8 @@ class ReActNetA(ReActNet):
                 )
             )
             channels = width * multiple
-        self.body = nn.Sequential(*blocks)
-        self.classifier = nn.Linear(channels, num_classes)
-        self.lean, self.fast = lean, fast or ()
+        super().__init__(num_classes, variant, first, nn.Sequential(*blocks), head, features_only, lean, fast)
+        self.repeated_blocks = repeated_blocks
 
     @property
     def depth(self) -> dict[str, int]:

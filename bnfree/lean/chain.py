@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,34 @@ from bnfree.lean.fast import check_available, modes_for
 from bnfree.lean.geometry import Geometry
 from bnfree.lean.unit import UnitStep, unit_forward
 
-if TYPE_CHECKING:
-    from bnfree.backbones.residual import ResidualUnit
-
 PARTS = (RSign, BinaryConv2d, RPReLU, nn.AvgPool2d)
-NORMS = ("batch_norm", "projection_norm")
+# Called as modules even so.
+NORMALIZERS = ("batch_norm", "normalizer", "projection_norm")
+
+
+class Unit(Protocol):
+    """A residual unit: RPReLU(shortcut(x) + alpha * after_convolution(convolution(rsign(beta * x)))).
+
+    The shortcut is x, pooled if there is a `pool` (then beta * x), projected or repeated.
+    """
+
+    rsign: RSign
+    convolution: BinaryConv2d
+    rprelu: RPReLU
+    alpha: float
+    beta: Tensor | None
+    pool: nn.Module | None
+    projection: BinaryConv2d | None
+    projection_norm: nn.Module | None
+    repeats: int
+
+    @property
+    def after_convolution(self) -> nn.Module | None:
+        """A normaliser, or nothing."""
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        """What goes around the convolution."""
+
 
 _listeners: list[Callable[[nn.Module | None], None]] = []
 
@@ -40,7 +63,7 @@ def announce_steps(listener: Callable[[nn.Module | None], None]) -> Iterator[Non
         _listeners.remove(listener)
 
 
-def run_chain(body: nn.Sequential, x: Tensor, unit_class: type[ResidualUnit], fast: tuple[str, ...] = ()) -> Tensor:
+def run_chain(body: nn.Sequential, x: Tensor, unit_class: type[nn.Module], fast: tuple[str, ...] = ()) -> Tensor:
     """What `body(x)` gives.
 
     Consecutive units of `unit_class` run as a chain of `UnitStep`s. A unit that is watched or changed from outside (see
@@ -49,7 +72,7 @@ def run_chain(body: nn.Sequential, x: Tensor, unit_class: type[ResidualUnit], fa
     Args:
         body: units, also nested in `nn.Sequential`s.
         x: (N, C, H, W).
-        unit_class: `ResidualUnit`; its subclasses are called as modules.
+        unit_class: modules that are a `Unit`; its subclasses are called as modules.
         fast: names of `bnfree.lean.fast.FAST_MODES`.
 
     Raises:
@@ -61,7 +84,8 @@ def run_chain(body: nn.Sequential, x: Tensor, unit_class: type[ResidualUnit], fa
     for module in _flatten(body):
         _announce(module)
         if x.dim() == 4 and type(module) is unit_class and _may_chain(module):
-            x, pending = _step(module, x, pending, fast), module.rprelu
+            unit = cast(Unit, module)
+            x, pending = _step(unit, x, pending, fast), unit.rprelu
         else:
             x, pending = module(x if pending is None else pending(x)), None
     x = x if pending is None else pending(x)
@@ -101,12 +125,14 @@ def _flatten(body: nn.Sequential) -> list[nn.Module]:
     return modules
 
 
-def _may_chain(unit: ResidualUnit) -> bool:
-    if is_watched(unit) or (unit.beta is not None and unit.beta.requires_grad):
+def _may_chain(unit: nn.Module) -> bool:
+    beta = cast(Unit, unit).beta
+    if is_watched(unit) or (beta is not None and beta.requires_grad):
         return False
     for name, part in unit._modules.items():
-        # Batch norm is called as a module even so.
-        if part is not None and name not in NORMS and (type(part) not in PARTS or is_watched(part) or not _lean(part)):
+        if part is None or name in NORMALIZERS:
+            continue
+        if type(part) not in PARTS or is_watched(part) or not _lean(part):
             return False
     return True
 
@@ -115,25 +141,26 @@ def _lean(part: nn.Module) -> bool:
     return bool(getattr(part, "lean", True))
 
 
-def _step(unit: ResidualUnit, x: Tensor, pending: RPReLU | None, fast: tuple[str, ...]) -> Tensor:
+def _step(unit: Unit, x: Tensor, pending: RPReLU | None, fast: tuple[str, ...]) -> Tensor:
     """The pre-activation of `unit` for that of the unit before, or for an ordinary input."""
-    if unit.batch_norm is None and unit.projection_norm is None:
+    normalizer = unit.after_convolution
+    if normalizer is None and unit.projection_norm is None:
         return _unit(unit, x, pending, True, fast)
-    # Batch norm needs the output of the convolution, so it stands between two steps.
+    # A normaliser needs the output of the convolution, so it stands between two steps.
     branch = _unit(unit, x, pending, False, fast)
-    if unit.batch_norm is not None:
-        branch = unit.batch_norm(branch)
-    return unit.shortcut(x if pending is None else pending(x)).add(branch)
+    if normalizer is not None:
+        branch = normalizer(branch)
+    return unit.shortcut(x if pending is None else pending(x)).add(branch, alpha=unit.alpha)
 
 
-def _unit(unit: ResidualUnit, x: Tensor, pending: RPReLU | None, residual: bool, fast: tuple[str, ...]) -> Tensor:
+def _unit(unit: Unit, x: Tensor, pending: RPReLU | None, residual: bool, fast: tuple[str, ...]) -> Tensor:
     projection = unit.projection if residual else None
     layer = unit.convolution
     rule = UnitRule(
         derivative=unit.rsign.derivative,
         weight=layer.rule,
         geometry=Geometry(layer.stride, layer.padding, layer.groups),
-        alpha=unit.alpha,
+        alpha=unit.alpha if residual else 1.0,
         residual=residual,
         pool=unit.pool is not None,
         repeats=unit.repeats,

@@ -169,7 +169,9 @@ def _multiply_int8(codes: Tensor, values: Tensor, geometry: Geometry) -> Tensor:
     image, row, column, _ = signs.stride()
     shape, strides = (images, height, width, size, size * channels), (image, row * stride, column * stride, row, 1)
     rows = signs.as_strided(shape, strides).reshape(images * height * width, -1)
-    sums = torch._int_mm(rows, values.to(torch.int8).permute(0, 2, 3, 1).reshape(filters, -1).t())
+    columns = values.to(torch.int8).permute(0, 2, 3, 1).reshape(filters, -1).t()
+    # Of a single product of each pair, _int_mm gives what happened to be in memory (torch 2.11 to 2.14).
+    sums = torch._int_mm(rows, columns) if len(columns) > 1 else rows.int() * columns.int()
     output = sums.view(images, height, width, filters).permute(0, 3, 1, 2)
     return output.to(torch.float32, memory_format=_format_of(codes))
 

@@ -1,4 +1,4 @@
-"""Trained network -> constants and bits: standardisation, gain, alpha, beta and batch norm folded away.
+"""Trained network -> constants and bits: standardisation, gain, alpha, beta and normaliser folded away.
 
 What happens to each factor of RPReLU(shortcut + alpha * norm(gain * mean|w_hat| * sums)), where the sums are those of
 conv(sign(beta * x + shift), sign(w_hat)):
@@ -15,6 +15,7 @@ Constants are float32; products of them are taken in float64 and rounded once.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 from bnfree.backbones.residual import ReActNet, ResidualUnit, Stem
 from bnfree.convolution import BinaryConv2d
 from bnfree.errors import InputError
+from bnfree.heads import fold_head
+from bnfree.normalizers import fold as fold_normalizer
 from bnfree.packing.bits import TernaryWeight
 from bnfree.packing.layers import PackedClassifier, PackedLayers, PackedStem, PackedUnit, tensors_of
 from bnfree.packing.real_weights import RealPrecision, RealWeight
@@ -37,8 +40,8 @@ def fold(
 
     Args:
         model: a network with binary weights made of a `Stem`, `ResidualUnit`s and a linear classifier, such as
-            `ReActNet18` and `ReActNetA`, with any `norm`, dense or pruned. It is not changed. Batch norm is folded with
-            its running statistics, as in evaluation mode.
+            `ReActNet18` and `ReActNetA`, dense or pruned, with a `norm` that does not depend on the image and a `head`
+            that is linear. It is not changed. Batch norm is folded with its running statistics, as in evaluation mode.
         classifier_precision: how the classifier is stored, see `RealWeight.round`. Shifts, slopes and scales stay in
             float32.
         convolution_precision: how stem and real shortcuts are stored.
@@ -60,7 +63,7 @@ def fold(
         architecture=type(model).__name__,
         stem=_fold_stem(model.stem, convolution_precision),
         units=tuple(_fold_unit(name, unit, convolution_precision) for name, unit in units.items()),
-        classifier=_fold_classifier(model.classifier, classifier_precision),
+        classifier=_fold_classifier(cast(nn.Module, model.classifier), classifier_precision),
     )
     # Products of finite numbers can leave the range of float32.
     _check_finite(tensors_of(layers))
@@ -68,11 +71,14 @@ def fold(
 
 
 def _check_kind(model: nn.Module) -> ReActNet:
-    if not isinstance(model, ReActNet) or type(model).forward is not ReActNet.forward or type(model.stem) is not Stem:
+    own = [getattr(type(model), name, None) is getattr(ReActNet, name) for name in ("forward", "features")]
+    if not isinstance(model, ReActNet) or not all(own) or type(model.stem) is not Stem:
         raise InputError(
             f"model is {type(model).__name__}; packing needs a ReActNet18, a ReActNetA or another network of a Stem, "
             "ResidualUnits and a linear classifier."
         )
+    if model.classifier is None:
+        raise InputError("model has features_only=True; packing needs a network with a head.")
     return model
 
 
@@ -90,7 +96,7 @@ def _units_of(model: ReActNet) -> dict[str, ResidualUnit]:
 def _fold_stem(stem: Stem, precision: RealPrecision) -> PackedStem:
     layer = stem.convolution
     _check_geometry("stem.convolution", layer)
-    factor, shift = _affine(stem.batch_norm, layer.out_channels)
+    factor, shift = fold_normalizer(stem.after_convolution, layer.out_channels)
     weight = _effective_weight(layer).double() * factor.view(-1, 1, 1, 1)
     return PackedStem(RealWeight.round(weight, precision), shift.float(), layer.stride, stem.pool is not None)
 
@@ -105,12 +111,13 @@ def _fold_unit(name: str, unit: ResidualUnit, precision: RealPrecision) -> Packe
         shaped = x.view(1, -1, 1, 1).to(unit.rsign.shift.device)
         return unit.rsign(shaped, unit.beta).flatten().cpu()
 
-    factor, shift = _affine(unit.batch_norm, unit.convolution.out_channels)
+    factor, shift = fold_normalizer(unit.after_convolution, unit.convolution.out_channels)
+    factor, shift = factor * unit.alpha, shift * unit.alpha
     shortcut_scale = beta if unit.pool is not None else 1.0
     projection: TernaryWeight | RealWeight | None = None
     if unit.projection is not None:
         _check_geometry(f"{name}.projection", unit.projection)
-        projection_factor, projection_shift = _affine(unit.projection_norm, unit.projection.out_channels)
+        projection_factor, projection_shift = fold_normalizer(unit.projection_norm, unit.projection.out_channels)
         shift = shift + projection_shift
         projection_factor = projection_factor * shortcut_scale
         shortcut_scale = 1.0
@@ -123,7 +130,7 @@ def _fold_unit(name: str, unit: ResidualUnit, precision: RealPrecision) -> Packe
     shift_in = rprelu.shift_in.detach().cpu().double() + shift
     return PackedUnit(
         thresholds=find_thresholds(sign, unit.rsign.shift.numel()),
-        weight=_fold_binary(unit.convolution, factor * unit.alpha),
+        weight=_fold_binary(unit.convolution, factor),
         rprelu=torch.stack([shift_in, rprelu.slope.cpu().double(), rprelu.shift_out.cpu().double()]).float(),
         stride=unit.convolution.stride,
         projection=projection,
@@ -143,21 +150,9 @@ def _fold_binary(layer: BinaryConv2d, factor: Tensor) -> TernaryWeight:
     return TernaryWeight.from_values(values, scale.abs().float())
 
 
-def _fold_classifier(classifier: nn.Linear, precision: RealPrecision) -> PackedClassifier:
-    bias = torch.zeros(classifier.out_features) if classifier.bias is None else classifier.bias.detach().cpu().float()
-    return PackedClassifier(RealWeight.round(classifier.weight.detach().cpu(), precision), bias.clone())
-
-
-def _affine(norm: nn.Module | None, channels: int) -> tuple[Tensor, Tensor]:
-    """Factor and shift of batch norm in evaluation mode, float64 (C,); 1 and 0 without."""
-    if norm is None:
-        return torch.ones(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
-    if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None or norm.running_var is None:
-        raise InputError(f"model has a {type(norm).__name__} without running statistics, which cannot be folded.")
-    wide = {name: value.detach().cpu().double() for name, value in norm.state_dict().items()}
-    deviation = (wide["running_var"] + norm.eps).sqrt()
-    factor = (wide["weight"] if norm.affine else 1) / deviation
-    return factor, (wide["bias"] if norm.affine else 0) - wide["running_mean"] * factor
+def _fold_classifier(classifier: nn.Module, precision: RealPrecision) -> PackedClassifier:
+    weight, bias = fold_head(classifier)
+    return PackedClassifier(RealWeight.round(weight, precision), bias)
 
 
 def _effective_weight(layer: BinaryConv2d) -> Tensor:

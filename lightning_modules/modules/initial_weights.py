@@ -73,7 +73,7 @@ def _public_weights(weights: dict[str, Tensor], given: str, backbone: nn.Module)
     public = load_checkpoint(weights, binary_weights=variant is None or variant.binary_weights)
     if isinstance(variant, Variant) and variant.norm == public.variant.norm:
         # Neither is in the weights, which would load without a word and compute something else.
-        options = ["alpha"] if variant.bn_free else []
+        options = ["alpha"] if variant.scaled else []
         options += ["binary_shortcut"] if variant.binary_weights and isinstance(public, ReActNet18) else []
         for option in options:
             ours, theirs = getattr(variant, option), getattr(public.variant, option)

@@ -227,7 +227,9 @@ def test_torch_compile_and_export(kind, width):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"norm": "layer"}, "norm='layer'.*bn_free.*batch_norm.*none"),
+        ({"norm": "weird"}, "norm='weird'.*bn_free.*batch_norm.*none"),
+        ({"norm": "layer"}, "norm='layer'.*'layer_norm'"),
+        ({"head": "linar"}, "head='linar'.*'linear'"),
         ({"stem": "tiny"}, "stem='tiny'.*cifar.*imagenet"),
         ({"estimator": "magic"}, "estimator='magic'.*approx"),
         ({"num_classes": 0}, "num_classes=0"),

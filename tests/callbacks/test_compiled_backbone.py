@@ -18,13 +18,12 @@ class TwoUnits(ReActNet):
 
     def __init__(self):
         variant = Variant("bn_free", True, binary_shortcut=False, alpha=0.5, reference=False, estimator="approx")
-        super().__init__(num_classes=4, in_channels=3, width=2, stem="cifar", variant=variant)
-        self.stem = Stem(3, 2, 3, 1, False, variant)
-        self.body = torch.nn.Sequential(
+        stem = Stem(3, 2, 3, 1, False, variant)
+        body = torch.nn.Sequential(
             ResidualUnit(2, 2, 3, stride=1, projection=False, beta=1.0, variant=variant),
             ResidualUnit(2, 4, 3, stride=2, projection=True, beta=0.9, variant=variant),
         )
-        self.classifier = torch.nn.Linear(4, 4)
+        super().__init__(4, variant, stem, body)
 
 
 def trained(callbacks, **options):

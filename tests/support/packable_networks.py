@@ -13,13 +13,12 @@ class TwoUnits(ReActNet):
 
     def __init__(self, width: int = 3, norm: str = "bn_free", binary_shortcut: bool = True) -> None:
         variant = Variant(norm, True, binary_shortcut, 0.3, False, "approx")
-        super().__init__(4, 2, width, "cifar", variant)
-        self.stem = Stem(2, width, 3, 1, False, variant)
-        self.body = nn.Sequential(
+        stem = Stem(2, width, 3, 1, False, variant)
+        body = nn.Sequential(
             ResidualUnit(width, width, 3, 1, False, 0.8, variant),
             ResidualUnit(width, 2 * width, 3, 2, True, 0.9, variant),
         )
-        self.classifier = nn.Linear(2 * width, 4)
+        super().__init__(4, variant, stem, body)
 
 
 class WideUnits(ReActNet):
@@ -27,11 +26,10 @@ class WideUnits(ReActNet):
 
     def __init__(self, stem: str = "imagenet") -> None:
         variant = Variant("bn_free", True, True, 0.3, False, "approx")
-        super().__init__(4, 3, 32, stem, variant)
-        self.stem = Stem(3, 32, 7, 2, True, variant) if stem == "imagenet" else Stem(3, 32, 3, 1, False, variant)
+        first = Stem(3, 32, 7, 2, True, variant) if stem == "imagenet" else Stem(3, 32, 3, 1, False, variant)
         shapes = [(32, 32, 3, 1, 0), (32, 64, 1, 1, 0), (64, 64, 3, 2, 0), (64, 128, 3, 2, 0), (128, 96, 3, 1, 1)]
-        self.body = nn.Sequential(*(ResidualUnit(*shape[:4], bool(shape[4]), 0.9, variant) for shape in shapes))
-        self.classifier = nn.Linear(96, 4)
+        units = (ResidualUnit(*shape[:4], bool(shape[4]), 0.9, variant) for shape in shapes)
+        super().__init__(4, variant, first, nn.Sequential(*units))
 
 
 def scatter(network: nn.Module, seed: int = 0, density: float | None = None) -> nn.Module:

@@ -311,11 +311,10 @@ class AllKinds(ReActNet):
 
     def __init__(self, norm: str, binary_weights: bool = True):
         variant = Variant(norm, binary_weights, binary_shortcut=False, alpha=0.4, reference=False, estimator="approx")
-        super().__init__(num_classes=3, in_channels=3, width=2, stem="cifar", variant=variant)
-        self.stem = Stem(3, 2, 3, 1, False, variant)
+        stem = Stem(3, 2, 3, 1, False, variant)
         kinds = [(2, 2, 3, 1, False), (2, 4, 1, 1, False), (4, 4, 3, 2, False), (4, 8, 3, 2, True)]
-        self.body = nn.Sequential(*(ResidualUnit(*kind, beta=0.9, variant=variant) for kind in kinds))
-        self.classifier = nn.Linear(8, 3)
+        body = nn.Sequential(*(ResidualUnit(*kind, beta=0.9, variant=variant) for kind in kinds))
+        super().__init__(3, variant, stem, body)
 
 
 @pytest.mark.slow

@@ -13,14 +13,13 @@ class SmallNet(ReActNet):
 
     def __init__(self, norm="bn_free", binary_weights=True, width=4, binary_shortcut=False):
         variant = Variant(norm, binary_weights, binary_shortcut, alpha=0.5, reference=False, estimator="approx")
-        super().__init__(3, 3, width, "cifar", variant)
-        self.stem = Stem(3, width, 3, 1, False, variant)
-        self.body = nn.Sequential(
+        stem = Stem(3, width, 3, 1, False, variant)
+        body = nn.Sequential(
             ResidualUnit(width, width, 3, 1, False, beta=1.0, variant=variant),
             ResidualUnit(width, 2 * width, 3, 2, True, beta=0.8, variant=variant),
             ResidualUnit(2 * width, 2 * width, 1, 1, False, beta=1.0, variant=variant),
         )
-        self.classifier = nn.Linear(2 * width, 3)
+        super().__init__(3, variant, stem, body)
 
 
 BODY = [f"body.{i}.convolution" for i in range(3)]
