@@ -43,6 +43,29 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "group_norm": "bnfree.normalizers.group_norm.GroupNorm",
         "layer_norm": "bnfree.normalizers.layer_norm.LayerNorm",
     },
+    "loss": {
+        "cross_entropy": "bnfree.losses.cross_entropy",
+    },
+    "score": {
+        "standardized": "bnfree.tickets.scores.Standardized",
+        "effective": "bnfree.tickets.scores.Effective",
+        "latent": "bnfree.tickets.scores.Latent",
+        "flip": "bnfree.tickets.scores.Flip",
+        "snip": "bnfree.tickets.scores.Snip",
+        "random": "bnfree.tickets.scores.Random",
+    },
+    "scope": {
+        "global": "bnfree.tickets.scopes.GLOBAL",
+        "layer": "bnfree.tickets.scopes.LAYER",
+        "filter": "bnfree.tickets.scopes.FILTER",
+        "block32": "bnfree.tickets.scopes.BLOCK32",
+        "block64": "bnfree.tickets.scopes.BLOCK64",
+    },
+    "engine": {
+        "numba": "bnfree.packing.engines.Numba",
+        "torch": "bnfree.packing.engines.Torch",
+        "openvino": "bnfree.packing.engines.OpenVINO",
+    },
     "head": {
         "linear": "bnfree.heads.linear",
         "cosine": "bnfree.heads.Cosine",

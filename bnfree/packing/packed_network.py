@@ -6,16 +6,13 @@ import os
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bnfree.errors import InputError
 from bnfree.packing.engines import (
     EngineName,
     NetworkFunction,
-    accepting_pixels,
     choose_engine,
-    prepare_openvino,
-    prepare_trunk,
+    engine_name,
 )
 from bnfree.packing.file_format import read, write
 from bnfree.packing.file_layout import Masks
@@ -36,8 +33,8 @@ class PackedNetwork:
         layers: constants and bits.
         info: what is known about images, classes and origin.
         engine: `numba` (bits, XNOR and popcount), `torch` (unpacked to -1 and +1: slow, and 32 times the memory),
-            `openvino` (its binary convolution; compiled for each shape of images) or `auto`: numba if it is installed,
-            else torch.
+            `openvino` (its binary convolution; compiled for each shape of images), the dotted path of an engine of
+            your own or its class, or `auto`: numba if it is installed, else torch.
 
     Raises:
         InputError: an `info` that does not fit the layers, an unknown engine, or one whose package is not installed.
@@ -46,9 +43,9 @@ class PackedNetwork:
     def __init__(self, layers: PackedLayers, info: NetworkInfo | None = None, engine: EngineName = "auto") -> None:
         self.layers, self.info = layers, NetworkInfo() if info is None else info
         self.info.check(layers.in_channels, layers.num_classes)
-        self.engine = choose_engine(engine)
+        self._engine = choose_engine(engine)
+        self.engine = engine_name(self._engine)
         self._run: NetworkFunction | None = None
-        self._classifier_weight = layers.classifier.weight.expand()
 
     @property
     def num_classes(self) -> int:
@@ -86,7 +83,7 @@ class PackedNetwork:
                 "point."
             )
         if self._run is None:
-            self._run = self._prepare()
+            self._run = self._engine.prepare(self.layers, self.info.normalization)
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             return self._run(images if of_pixels else images.float())
 
@@ -111,16 +108,6 @@ class PackedNetwork:
             f"PackedNetwork({self.layers.architecture}, {len(self.layers.units)} units, "
             f"in_channels={self.in_channels}, num_classes={self.num_classes}, engine={self.engine})"
         )
-
-    def _prepare(self) -> NetworkFunction:
-        if self.engine == "openvino":
-            return accepting_pixels(prepare_openvino(self.layers), self.info.normalization)
-        trunk = prepare_trunk(self.layers, self.engine, self.info.normalization)
-
-        def run(images: Tensor) -> Tensor:
-            return F.linear(trunk(images).mean((2, 3)), self._classifier_weight, self.layers.classifier.bias)
-
-        return run
 
 
 def pack(

@@ -16,8 +16,8 @@ from bnfree.tickets.pruning import least_density, prune
 from bnfree.tickets.rewind_points import RewindPoint
 from bnfree.tickets.rewinding import Snapshot, rewind, signs_of, take_snapshot, weights_checksum
 from bnfree.tickets.schedule import kept_count, level_densities, ramped_density
-from bnfree.tickets.scopes import SCOPES, Scope
-from bnfree.tickets.scores import SCORES, Score, ScoredLayer
+from bnfree.tickets.scopes import Scope
+from bnfree.tickets.scores import Score, ScoredLayer
 from bnfree.tickets.scoring import score_weights
 from bnfree.tickets.splitting import join_key, split_key
 from bnfree.tickets.statistics import (
@@ -35,8 +35,6 @@ from bnfree.tickets.transferring import transfer
 from bnfree.tickets.verification import Verification, verify
 
 __all__ = [
-    "SCOPES",
-    "SCORES",
     "Control",
     "ControlledTicket",
     "FlipCounts",

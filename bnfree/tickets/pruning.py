@@ -15,7 +15,7 @@ from bnfree.tickets.masks import Masks, layer_mask
 from bnfree.tickets.ranking import keep_highest
 from bnfree.tickets.schedule import check_density, check_rate, kept_count
 from bnfree.tickets.scopes import Scope, Units, get_scope, keep_alike, protect, units_of
-from bnfree.tickets.scores import get_score
+from bnfree.tickets.scores import Score, get_score
 from bnfree.tickets.scoring import score_weights
 
 
@@ -24,8 +24,8 @@ def prune(
     density: float | None = None,
     *,
     rate: float | None = None,
-    score: str = "standardized",
-    scope: str = "global",
+    score: str | type[Score] = "standardized",
+    scope: str | Scope = "global",
     layers: Mapping[str, BinaryConv2d] | None = None,
     min_per_filter: int = 1,
     min_layer_density: float = 0.0,
@@ -45,8 +45,8 @@ def prune(
         density: share of all weights of `layers` that is to survive, above 0 and at most 1.
         rate: in place of it the share of the weights that survive now which is to be pruned, between 0 and 1.
         score: what is kept, see `score_weights`.
-        scope: among which weights the ranking is made: `global`, `layer`, `filter`, `block32`, `block64`, see
-            `bnfree.tickets.scopes`.
+        scope: among which weights the ranking is made: `global`, `layer`, `filter`, `block32`, `block64`, the dotted
+            path of a `Scope`, or a `Scope`, see `bnfree.tickets.scopes`.
         layers: what is pruned, by name; None: the `prunable_layers`.
         min_per_filter: guard against emptied filters and layers: each filter keeps at least so many weights, its best.
         min_layer_density: guard against layers that hold up the signal: each keeps at least this share of its weights.
@@ -96,7 +96,10 @@ def prune(
 
 
 def least_density(
-    layers: Mapping[str, BinaryConv2d], scope: str = "global", min_per_filter: int = 1, min_layer_density: float = 0.0
+    layers: Mapping[str, BinaryConv2d],
+    scope: str | Scope = "global",
+    min_per_filter: int = 1,
+    min_layer_density: float = 0.0,
 ) -> float:
     """The lowest density at which the guards can be met whatever the scores: what a run can check before it starts.
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from bnfree.errors import InputError
+from bnfree.plugins import resolve
 from bnfree.tickets.ranking import keep_highest, rank_in_rows, tie_keys
 
 
@@ -39,28 +40,23 @@ class Scope:
     """Input channels of one tap that are kept or pruned together."""
 
 
-SCOPES = {
-    scope.name: scope
-    for scope in (
-        Scope("global", layers_together=True),
-        Scope("layer", layers_together=False),
-        Scope("filter", layers_together=False, filters_alike=True),
-        Scope("block32", layers_together=True, block=32),
-        Scope("block64", layers_together=True, block=64),
-    )
-}
-"""Every scope by its name."""
+GLOBAL = Scope("global", layers_together=True)
+LAYER = Scope("layer", layers_together=False)
+FILTER = Scope("filter", layers_together=False, filters_alike=True)
+BLOCK32 = Scope("block32", layers_together=True, block=32)
+BLOCK64 = Scope("block64", layers_together=True, block=64)
 
 
-def get_scope(name: str) -> Scope:
-    """The scope of that name.
+def get_scope(scope: str | Scope) -> Scope:
+    """The scope that a name or a dotted path stands for.
 
     Raises:
-        InputError: no scope has that name.
+        InputError: no such scope, or something that is none.
     """
-    if name not in SCOPES:
-        raise InputError(f"scope={name!r} is not known; choose one of {', '.join(SCOPES)}.")
-    return SCOPES[name]
+    found = resolve("scope", scope)
+    if not isinstance(found, Scope):
+        raise InputError(f"scope={scope!r} is no scope; give the dotted path of a bnfree.tickets.Scope.")
+    return found
 
 
 @dataclass

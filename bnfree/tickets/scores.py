@@ -24,10 +24,8 @@ from torch import Tensor
 
 from bnfree.convolution import BinaryConv2d, standardize_weight
 from bnfree.errors import InputError
+from bnfree.plugins import name_of, register, resolve
 from bnfree.tickets.generators import layer_generator
-
-SCORES: dict[str, type[Score]] = {}
-"""Every score by its name; defining a subclass of `Score` adds it."""
 
 
 @dataclass(frozen=True)
@@ -63,20 +61,20 @@ class ScoredLayer:
 class Score:
     """What makes a weight worth keeping.
 
-    A new score is a subclass with a `name` and a `score`:
+    A new score is a subclass with a `score`:
 
         class SmallGradient(Score):
-            name = "small_gradient"
             needs = ("gradient",)
 
             @staticmethod
             def score(layer):
                 return -layer.gradient.abs()
 
-    after which `prune(network, 0.5, score="small_gradient", gradients=...)` and every `score` option know it.
+    `prune(network, 0.5, score=SmallGradient, gradients=...)` takes it, and every `score` option its dotted path. One
+    with a `name` is found by that, too, once its module has been imported.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str] = ""
     comparable: ClassVar[bool] = True
     """Whether scores of different layers have the same unit."""
     needs: ClassVar[tuple[str, ...]] = ()
@@ -84,7 +82,8 @@ class Score:
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        SCORES[cls.name] = cls
+        if cls.__dict__.get("name"):
+            register("score", cls.name, cls)
 
     @staticmethod
     def score(layer: ScoredLayer) -> Tensor:
@@ -181,12 +180,18 @@ class Random(Score):
         return torch.rand(layer.weight.shape, generator=layer_generator(layer.seed, layer.name), dtype=torch.float64)
 
 
-def get_score(name: str) -> type[Score]:
-    """The score of that name.
+def get_score(score: str | type[Score]) -> type[Score]:
+    """The class that a name or a dotted path stands for.
 
     Raises:
-        InputError: no score has that name.
+        InputError: no such score, or something that is none.
     """
-    if name not in SCORES:
-        raise InputError(f"score={name!r} is not known; choose one of {', '.join(sorted(SCORES))}.")
-    return SCORES[name]
+    found: type[Score] = resolve("score", score)
+    if not (isinstance(found, type) and issubclass(found, Score)):
+        raise InputError(f"score={score!r} is no score; give a subclass of bnfree.tickets.Score.")
+    return found
+
+
+def score_name(score: str | type[Score]) -> str:
+    """What messages and files call a score: its name or dotted path."""
+    return score if isinstance(score, str) else name_of("score", score)

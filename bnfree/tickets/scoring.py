@@ -10,13 +10,13 @@ from torch import Tensor
 from bnfree.convolution import BinaryConv2d
 from bnfree.errors import InputError
 from bnfree.tickets.masks import layer_mask
-from bnfree.tickets.scores import ScoredLayer, get_score
+from bnfree.tickets.scores import Score, ScoredLayer, get_score, score_name
 
 
 @torch.no_grad()
 def score_weights(
     layers: Mapping[str, BinaryConv2d],
-    score: str = "standardized",
+    score: str | type[Score] = "standardized",
     *,
     gradients: Mapping[str, Tensor] | None = None,
     flip_rates: Mapping[str, Tensor] | None = None,
@@ -28,7 +28,8 @@ def score_weights(
 
     Args:
         layers: the layers by name, see `prunable_layers`.
-        score: `standardized`, `effective`, `latent`, `flip`, `snip`, `random`, or the name of a subclass of `Score`.
+        score: `standardized`, `effective`, `latent`, `flip`, `snip`, `random`, the dotted path
+            of a subclass of `Score`, or such a class.
         gradients: gradient of the loss with respect to the effective weight of each layer, see `effective_gradients`.
         flip_rates: share of observations in which the sign of each weight flipped, see `FlipCounts`.
         seed: of random scores.
@@ -45,7 +46,7 @@ def score_weights(
         gradient, flip_rate = _of(layer, name, "gradients", gradients), _of(layer, name, "flip_rates", flip_rates)
         for what, argument, value in (("gradient", "gradients", gradient), ("flip_rate", "flip_rates", flip_rate)):
             if what in chosen.needs and value is None:
-                raise InputError(f"{argument} holds nothing for {name!r}, which score={score!r} needs.")
+                raise InputError(f"{argument} holds nothing for {name!r}, which score={score_name(score)!r} needs.")
         weight, mask = layer.weight.detach().double().cpu(), layer_mask(layer)
         if not weight[mask].isfinite().all():
             raise InputError(
@@ -53,7 +54,7 @@ def score_weights(
             )
         values = chosen.score(ScoredLayer(name, layer, weight.where(mask, 0), mask, seed, gradient, flip_rate))
         if not values[mask].isfinite().all():
-            raise InputError(f"score={score!r} gives {name!r} values that are not finite.")
+            raise InputError(f"score={score_name(score)!r} gives {name!r} values that are not finite.")
         scores[name] = values.float().masked_fill(~mask, -torch.inf)
     return scores
 

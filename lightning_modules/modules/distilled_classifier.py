@@ -9,7 +9,6 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from bnfree.distillation import distillation_loss, mean_probabilities
@@ -25,11 +24,12 @@ IMAGES_TO_TEST_ON = 1000
 class DistilledClassifier(ImageClassifier):
     """Trains a backbone on the probabilities that one or several frozen teachers give to the same augmented images.
 
-    The loss is (1 - w) * soft + w * hard, where w is `hard_label_weight`, hard is the cross-entropy to the labels (with
-    `label_smoothing`), and soft is T^2 times the cross-entropy to the teachers' softmax(logits / T), averaged over the
-    teachers as probabilities (MEAL V2). The default, T = 1 and no hard labels, is the distribution loss of ReActNet and
-    BNN_NoBN. `train/loss` is the loss that is minimised, `train/distillation_loss` its soft part where both count;
-    `val/loss` and `test/loss` stay the cross-entropy to the labels, so that they compare with runs without a teacher.
+    The loss is (1 - w) * soft + w * hard, where w is `hard_label_weight`, hard is `loss` to the labels (the
+    cross-entropy, with `label_smoothing`), and soft is T^2 times the cross-entropy to the teachers' softmax(logits /
+    T), averaged over the teachers as probabilities (MEAL V2). The default, T = 1 and no hard labels, is the
+    distribution loss of ReActNet and BNN_NoBN. `train/loss` is the loss that is minimised, `train/distillation_loss`
+    its soft part where both count; `val/loss` and `test/loss` stay the cross-entropy to the labels, so that they
+    compare with runs without a teacher.
 
     Teachers are in evaluation mode, without gradients, in the student's precision: under autocast as the student is,
     and of its dtype otherwise. They are loaded for training only and no part of any checkpoint. Before the first step
@@ -145,7 +145,7 @@ class DistilledClassifier(ImageClassifier):
             return soft
         self.soft_losses.update(soft.detach(), weight=len(labels))
         self.log("train/distillation_loss", self.soft_losses, on_step=False, on_epoch=True, batch_size=len(labels))
-        hard = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        hard = self.loss(logits, labels)
         return (1 - self.hard_label_weight) * soft + self.hard_label_weight * hard
 
     def _test_teachers(self) -> None:

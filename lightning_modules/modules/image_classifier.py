@@ -41,10 +41,11 @@ from bnfree.lightning_modules.modules.learning_rate_schedules import (
 from bnfree.lightning_modules.modules.parameter_groups import WeightDecayOn, parameter_groups
 from bnfree.lightning_modules.modules.resumed_epoch import count_batches_of_resumed_epoch
 from bnfree.lightning_modules.modules.unsuitable_callbacks import refuse_unsuitable_callbacks
+from bnfree.losses import Loss, build_loss
 
 
 class ImageClassifier(LightningModule):
-    """Trains a backbone with cross-entropy; logs `train/loss`, `train/acc`, `val/loss`, `val/acc`, `test/acc`.
+    """Trains a backbone to classify; logs `train/loss`, `train/acc`, `val/loss`, `val/acc`, `test/acc`.
 
     With 100 classes or more, top-5 accuracy too (`val/acc5`, `test/acc5`). Before the first step of a fresh run a
     BN-free backbone is calibrated on training images (`bnfree.calibration`), unless it is calibrated or trained already
@@ -59,7 +60,8 @@ class ImageClassifier(LightningModule):
             number of steps of the whole run (epochs, if `interval` is `epoch`) unless you give it. A run that goes on
             with another length or other batches takes up its schedule at the same share of the run.
         interval: whether the schedule moves every `step` or every `epoch`.
-        label_smoothing: share of the target probability that is spread over all classes, in training only.
+        label_smoothing: share of the target probability that is spread over all classes, in training only; for losses
+            that have such an argument.
         weight_decay_on: `convolutions`: latent weights of convolutions only; `public_code`: also gains and shifts, as
             in the public BNN_NoBN code; `all`: every parameter.
         init_from: checkpoint whose weights, and nothing else, a fresh run starts from: one of this project's, a plain
@@ -76,6 +78,8 @@ class ImageClassifier(LightningModule):
         base_batch_size: images of one optimizer step for which the learning rate is meant.
         rescale_on_resume: a run that goes on from a checkpoint keeps the factor of the checkpoint; true: takes that of
             its own batch size, if it runs on another number of processes, say.
+        loss: what training minimises: `cross_entropy`, or the dotted path of your own function or class, from logits
+            (N, num_classes) and labels (N,) to a number. `val/loss` and `test/loss` stay the cross-entropy.
 
     Raises:
         InputError: a value out of range; at the start of a run also a backbone that does not fit the data.
@@ -108,6 +112,7 @@ class ImageClassifier(LightningModule):
         learning_rate_scaling: LearningRateScaling = "none",
         base_batch_size: int = 256,
         rescale_on_resume: bool = False,
+        loss: Loss = "cross_entropy",
     ) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
@@ -136,6 +141,7 @@ class ImageClassifier(LightningModule):
         self._schedule_total = 0
         self._position: SchedulePosition | None = None
         self.schedule_is_stale = False
+        self.loss = build_loss(loss, label_smoothing)
         self.label_smoothing, self.weight_decay_on = label_smoothing, weight_decay_on
         self.init_from = init_from
         self.calibration, self.calibration_images, self.recalibrate = calibration, calibration_images, recalibrate
@@ -160,6 +166,8 @@ class ImageClassifier(LightningModule):
             )
         if num_classes < 2:
             raise InputError(f"backbone.num_classes={num_classes} leaves nothing to tell apart; it must be at least 2.")
+        if getattr(self.backbone, "features_only", False):
+            raise InputError("backbone.features_only=True gives feature maps and no logits; leave it out.")
         return num_classes
 
     def forward(self, images: Tensor) -> Tensor:
@@ -231,11 +239,11 @@ class ImageClassifier(LightningModule):
         return torch.cat(images)[: self.calibration_images]
 
     def training_loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        """What is minimised, of shape (): cross-entropy of logits (N, num_classes) of images (N, C, H, W).
+        """What is minimised, of shape (), for logits (N, num_classes) of images (N, C, H, W): `loss`.
 
-        The one method to override for another loss; metrics and evaluation stay as they are.
+        The one method to override for a loss that needs the images; metrics and evaluation stay as they are.
         """
-        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        return self.loss(logits, labels)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The training loss of a batch of images (N, C, H, W) and labels (N,)."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bnfree.errors import InputError
 from bnfree.lightning_modules.deployment.bench.int8_network import Int8Network
 from bnfree.packing import PackedNetwork
-from bnfree.packing.engines import NEEDS, EngineName, is_available
+from bnfree.packing.engines import is_available
 from bnfree.packing.unpacked_network import UnpackedNetwork
 
 NetworkFunction = Callable[[Tensor], Tensor]
@@ -26,6 +26,8 @@ NAMES = {
     "compile": "float32, torch.compile",
     "int8": "int8, oneDNN",
 }
+# What installs the packages that engines need.
+EXTRAS = {"numba": "fast", "openvino": "openvino"}
 # Largest difference of two logits, relative to the largest, that rounding makes in the absence of a turned activation.
 TOLERANCE = 1e-3
 
@@ -77,8 +79,8 @@ def contestants(
 
 
 def _missing(name: str) -> str | None:
-    if name in NEEDS and not is_available(name):  # type: ignore[arg-type]
-        return f"since {name} is not installed: pip install 'bnfree[{NEEDS[name]}]'"
+    if name in EXTRAS and not is_available(name):
+        return f"since {name} is not installed: pip install 'bnfree[{EXTRAS[name]}]'"
     if name == "compile" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
         return "since there is no C++ compiler"
     return None
@@ -87,8 +89,7 @@ def _missing(name: str) -> str | None:
 def _build(packed: PackedNetwork, name: str) -> NetworkFunction:
     layers = packed.layers
     if name in ("numba", "openvino", "torch"):
-        engine: EngineName = name  # type: ignore[assignment]
-        return PackedNetwork(layers, packed.info, engine)
+        return PackedNetwork(layers, packed.info, name)
     module: nn.Module = Int8Network(layers) if name == "int8" else UnpackedNetwork(layers)
     module.eval()
     if name == "compile":

@@ -17,8 +17,9 @@ from packable_networks import TwoUnits, images, scatter
 from bnfree.errors import InputError
 from bnfree.packing import engines, pack
 from bnfree.packing.bits import TernaryWeight
-from bnfree.packing.engines import prepare_unit
+from bnfree.packing.engines import Engine, accepting_pixels, prepare_unit
 from bnfree.packing.layers import PackedUnit
+from bnfree.packing.unpacked_network import UnpackedNetwork
 
 ENGINES = ["torch", "numba"]
 
@@ -102,9 +103,32 @@ def test_without_numba_it_works_and_says_once_how_to_be_fast(monkeypatch):
         pack(network, engine="numba")
 
 
-def test_an_unknown_engine_is_refused():
-    with pytest.raises(InputError, match="engine='cuda'"):
-        pack(scatter(TwoUnits()), engine="cuda")
+class Unpacked(Engine):
+    """An engine of one's own: a torch module with constant weights."""
+
+    @staticmethod
+    def prepare(layers, normalization):
+        return accepting_pixels(UnpackedNetwork(layers), normalization)
+
+
+def test_an_engine_of_ones_own():
+    network, x = scatter(TwoUnits()), images(0, 2, 2, 6, 6)
+    packed = pack(network, "float32", engine=Unpacked)
+    assert packed.engine.endswith("Unpacked")
+    torch.testing.assert_close(packed(x), pack(network, "float32", engine="torch")(x))
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        ("cuda", "engine='cuda' is not known; choose from numba, torch, openvino"),
+        ("numbra", "engine='numbra' is not known; did you mean 'numba'?"),
+        ("bnfree.packing.pack", "engine='bnfree.packing.pack' is no engine"),
+    ],
+)
+def test_an_unknown_engine_is_refused(engine, message):
+    with pytest.raises(InputError, match=message):
+        pack(scatter(TwoUnits()), engine=engine)
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ import torch
 
 from bnfree.errors import InputError
 from bnfree.tickets import (
-    SCORES,
     Score,
     apply,
     checksum,
@@ -154,14 +153,11 @@ def indifferent():
     """A score that is the same for every weight."""
 
     class Indifferent(Score):
-        name = "indifferent"
-
         @staticmethod
         def score(layer):
             return torch.ones(layer.weight.shape)
 
-    yield "indifferent"
-    del SCORES["indifferent"]
+    return Indifferent
 
 
 def test_ties_are_spread_over_layers_and_filters(small_net, indifferent):
@@ -259,7 +255,7 @@ def test_guards_can_be_met_down_to_the_density_that_is_said(small_net, scope, gu
         ({"density": 0.0}, "density=0.0 must be above 0 and at most 1"),
         ({"density": 20}, "density=20 must be"),
         ({"rate": 1.0}, "rate=1.0 must be between 0 and 1"),
-        ({"density": 0.5, "scope": "channel"}, "scope='channel' is not known; choose one of global, layer, filter, bl"),
+        ({"density": 0.5, "scope": "channel"}, "scope='channel' is not known; choose from global, layer, filter, bl"),
         ({"density": 0.5, "score": "l1"}, "score='l1' is not known"),
         ({"density": 0.5, "min_per_filter": -1}, "min_per_filter=-1 must be at least 0"),
         ({"density": 0.5, "min_layer_density": 2}, "min_layer_density=2 must be between 0 and 1"),

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from bnfree.errors import InputError
-from bnfree.tickets import SCORES, Score, apply, prunable_layers, prune, score_weights
+from bnfree.tickets import Score, apply, prunable_layers, prune, score_weights
 
 BODY = [f"body.{i}.convolution" for i in range(3)]
 
@@ -130,18 +130,24 @@ def test_a_new_score_is_a_subclass(small_net):
             distance[distance.shape[0] // 2, distance.shape[1] // 2] = 2
             return distance.expand(layer.weight.shape)
 
-    try:
+    for score in ("centre_first", CentreFirst):
         network = small_net()
-        masks = prune(network, 1 / 9, score="centre_first", layers={BODY[0]: network.body[0].convolution})
+        masks = prune(network, 1 / 9, score=score, layers={BODY[0]: network.body[0].convolution})
         assert torch.equal(masks[BODY[0]], torch.eye(3)[1].outer(torch.eye(3)[1]).bool().expand(4, 4, 3, 3))
-    finally:
-        del SCORES["centre_first"]
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"score": "magnitude"}, "score='magnitude' is not known; choose one of effective, flip, latent, random, snip"),
+        (
+            {"score": "magnitude"},
+            "score='magnitude' is not known; choose from standardized, effective, latent",
+        ),
+        ({"score": "standardised"}, "score='standardised' is not known; did you mean 'standardized'?"),
+        (
+            {"score": "bnfree.tickets.prune"},
+            "score='bnfree.tickets.prune' is no score; give a subclass",
+        ),
         ({"score": "snip"}, f"gradients holds nothing for '{BODY[0]}', which score='snip' needs"),
         ({"score": "flip", "flip_rates": {}}, "flip_rates holds nothing for"),
         ({"score": "snip", "gradients": {BODY[0]: torch.ones(2)}}, "has shape (2,), the weight (4, 4, 3, 3)"),
