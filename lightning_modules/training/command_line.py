@@ -82,8 +82,10 @@ def run(arguments: Sequence[str]) -> TrainingCLI:
     except MisconfigurationException as error:
         raise InputError(str(error)) from error
     except (RuntimeError, ImportError) as error:
-        missing = isinstance(error, ImportError)
-        explanation = explain_missing_package(error) if missing else explain_runtime_error(error)
+        if isinstance(error, ImportError):
+            explanation = explain_missing_package(error)
+        else:
+            explanation = explain_runtime_error(error)
         if explanation is None:
             raise
         raise InputError(explanation) from error
