@@ -82,10 +82,7 @@ def run(arguments: Sequence[str]) -> TrainingCLI:
     except MisconfigurationException as error:
         raise InputError(str(error)) from error
     except (RuntimeError, ImportError) as error:
-        if isinstance(error, ImportError):
-            explanation = explain_missing_package(error)
-        else:
-            explanation = explain_runtime_error(error)
+        explanation = explain_missing_package(error) if isinstance(error, ImportError) else explain_runtime_error(error)
         if explanation is None:
             raise
         raise InputError(explanation) from error
