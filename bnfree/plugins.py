@@ -31,6 +31,12 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "reinit": "bnfree.tickets.controls.Reinit",
         "shuffle_signs": "bnfree.tickets.controls.ShuffleSigns",
     },
+    "export_format": {
+        "packed": "bnfree.packing.formats.Packed",
+        "openvino": "bnfree.packing.formats.OpenVINO",
+        "torch_export": "bnfree.packing.formats.TorchExport",
+        "onnx": "bnfree.packing.formats.ONNX",
+    },
     "sign_estimator": {
         "approx": "bnfree.binarize.PiecewiseQuadratic",
         "ste": "bnfree.binarize.ClippedIdentity",

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from bnfree.import_names import one_module
 
 if TYPE_CHECKING:
+    from bnfree.lightning_modules.deployment.bench import BenchSettings, bench
+    from bnfree.lightning_modules.deployment.export import ExportSettings, export
     from bnfree.lightning_modules.experiments.lottery.controls import run_controls
     from bnfree.lightning_modules.experiments.lottery.early_bird import run_early_bird
     from bnfree.lightning_modules.experiments.lottery.lottery import run_lottery
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from bnfree.lightning_modules.modules.image_classifier import ImageClassifier
     from bnfree.lightning_modules.modules.teacher import Teacher
     from bnfree.lightning_modules.modules.torchvision_network import TorchvisionNetwork
+    from bnfree.lightning_modules.reports.network_costs import SummarySettings, summary
     from bnfree.lightning_modules.reports.report import ReportSettings, report
     from bnfree.lightning_modules.training.fit import FitResult, fit
     from bnfree.lightning_modules.training.settings import FitSettings
@@ -29,44 +32,56 @@ if TYPE_CHECKING:
 one_module(__name__)
 
 PUBLIC = {
+    "BenchSettings": "deployment.bench",
     "ControlSettings": "experiments.lottery.settings",
     "DistilledClassifier": "modules.distilled_classifier",
     "EarlyBirdSettings": "experiments.lottery.settings",
+    "ExportSettings": "deployment.export",
     "FitResult": "training.fit",
     "FitSettings": "training.settings",
     "ImageClassifier": "modules.image_classifier",
     "LotterySettings": "experiments.lottery.settings",
     "RecipeSettings": "experiments.recipe_file",
     "ReportSettings": "reports.report",
+    "SummarySettings": "reports.network_costs",
     "Teacher": "modules.teacher",
     "TorchvisionNetwork": "modules.torchvision_network",
+    "bench": "deployment.bench",
+    "export": "deployment.export",
     "fit": "training.fit",
     "report": "reports.report",
     "run_controls": "experiments.lottery.controls",
     "run_early_bird": "experiments.lottery.early_bird",
     "run_lottery": "experiments.lottery.lottery",
     "run_recipe": "experiments.recipe",
+    "summary": "reports.network_costs",
 }
 """Where each public name is."""
 
 __all__ = [
+    "BenchSettings",
     "ControlSettings",
     "DistilledClassifier",
     "EarlyBirdSettings",
+    "ExportSettings",
     "FitResult",
     "FitSettings",
     "ImageClassifier",
     "LotterySettings",
     "RecipeSettings",
     "ReportSettings",
+    "SummarySettings",
     "Teacher",
     "TorchvisionNetwork",
+    "bench",
+    "export",
     "fit",
     "report",
     "run_controls",
     "run_early_bird",
     "run_lottery",
     "run_recipe",
+    "summary",
 ]
 
 

@@ -40,7 +40,7 @@ from torch import Tensor
 
 from bnfree.errors import InputError
 from bnfree.files import whole_file
-from bnfree.packing.file_layout import Masks, expected_tensors, restore, store
+from bnfree.packing.file_layout import MaskForm, expected_tensors, restore, store
 from bnfree.packing.info import NetworkInfo
 from bnfree.packing.layers import PackedLayers
 
@@ -53,7 +53,7 @@ LONGEST_REASON = 300
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.int8: "I8", torch.uint8: "U8"}
 
 
-def write(layers: PackedLayers, info: NetworkInfo, path: str | os.PathLike[str], masks: Masks = "planes") -> None:
+def write(layers: PackedLayers, info: NetworkInfo, path: str | os.PathLike[str], masks: MaskForm = "planes") -> None:
     """Writes a packed network; the file is there as a whole or not at all.
 
     The same network gives the same bytes.

@@ -18,7 +18,7 @@ from bnfree.packing.bits import DIGITS_PER_BYTE, TernaryWeight, pack_digits, unp
 from bnfree.packing.layers import PackedClassifier, PackedLayers, PackedStem, PackedUnit
 from bnfree.packing.real_weights import PRECISIONS, RealWeight
 
-Masks = Literal["planes", "digits"]
+MaskForm = Literal["planes", "digits"]
 # Wide enough for every network of the kind, and small enough that no file asks for much more memory than its own size:
 # the runtime gives each tap of a narrow kernel 64 channels.
 LARGEST_KERNEL = 7
@@ -32,7 +32,7 @@ class Expected(NamedTuple):
     shape: tuple[int, ...]
 
 
-def store(layers: PackedLayers, masks: Masks) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def store(layers: PackedLayers, masks: MaskForm) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The layout and the tensors of a network.
 
     Args:

@@ -15,7 +15,7 @@ from bnfree.packing.engines import (
     engine_name,
 )
 from bnfree.packing.file_format import read, write
-from bnfree.packing.file_layout import Masks
+from bnfree.packing.file_layout import MaskForm
 from bnfree.packing.folding import fold
 from bnfree.packing.info import NetworkInfo
 from bnfree.packing.layers import PackedLayers
@@ -87,7 +87,7 @@ class PackedNetwork:
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             return self._run(images if of_pixels else images.float())
 
-    def save(self, path: str | os.PathLike[str], masks: Masks = "planes") -> None:
+    def save(self, path: str | os.PathLike[str], masks: MaskForm = "planes") -> None:
         """Writes the network into one file, see `bnfree.packing.file_format`; `load` reads it.
 
         Args:

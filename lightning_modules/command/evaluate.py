@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bnfree.lightning_modules.deployment.packed.model import names_packed_network
+from bnfree.lightning_modules.command.packed import names_packed_network, run_predict, run_test
 
 HELP = {
     "test": """Of a packed network:
@@ -33,9 +33,7 @@ def run(arguments: Sequence[str]) -> None:
     """
     subcommand, options = arguments[0], arguments[1:]
     if names_packed_network(options):
-        from bnfree.lightning_modules.deployment.packed import evaluation, prediction
-
-        (evaluation if subcommand == "test" else prediction).run(arguments)
+        (run_test if subcommand == "test" else run_predict)(arguments)
         return
     from bnfree.lightning_modules.training import fit as training
 

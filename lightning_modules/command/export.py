@@ -1,44 +1,32 @@
-"""`bnfree export`: a checkpoint becomes a file for inference."""
+"""`bnfree export`: its manual, its options, and what it prints."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from itertools import islice
-from pathlib import Path
-from typing import Literal
+import math
+from collections.abc import Sequence
 
-from jsonargparse import Namespace
-from lightning.pytorch import LightningDataModule
-from torch import Tensor, nn
-
-from bnfree.datamodules.base import ImageDataModule
 from bnfree.errors import InputError
-from bnfree.lightning_modules.deployment.check import check
-from bnfree.lightning_modules.deployment.contents import contents
-from bnfree.lightning_modules.deployment.formats import FORMATS, Format
-from bnfree.lightning_modules.deployment.image_paths import check_readable, find_images, read_batches
-from bnfree.lightning_modules.deployment.network_info import network_info, open_data
+from bnfree.lightning_modules.deployment.check import Check
+from bnfree.lightning_modules.deployment.export import MISSING, ExportResult, ExportSettings, export
 from bnfree.lightning_modules.training.class_names import OPTION
 from bnfree.lightning_modules.training.config.parser import CommandParser
 from bnfree.lightning_modules.training.config.sources import options_of, take_positionals
 from bnfree.lightning_modules.training.messages import say
-from bnfree.lightning_modules.training.network import (
-    add_network_arguments,
-    build_network,
-    image_shape,
-    load_weights,
-    parse,
-)
-from bnfree.packing import NetworkInfo, PackedNetwork, pack
-from bnfree.packing.engines import EngineName, choose_engine
-from bnfree.packing.file_layout import Masks
-from bnfree.packing.real_weights import RealPrecision
+from bnfree.lightning_modules.training.network import add_network_arguments, parse
+from bnfree.packing import PackedNetwork
+from bnfree.packing.bits import TernaryWeight
+from bnfree.packing.file_layout import MaskForm
+from bnfree.packing.real_weights import PRECISIONS, RealPrecision, RealWeight
+from bnfree.text_tables import fields
 
-FormatName = Literal["packed", "openvino", "torch_export", "onnx"]
+FORMATS = "Kind of file: packed, openvino, torch_export, onnx, or the dotted path of an ExportFormat of your own"
 FLAGS = ("--check", "--overwrite")
-MISSING = "the checkpoint is not given; name it: bnfree export RUN/checkpoints/best.ckpt."
+# What the parser adds to the config of a network.
+OWN = (
+    "output", "format", "overwrite", "classifier_precision", "convolution_precision", "masks", "check", "images",
+    "num_images", "engine",
+)  # fmt: skip
+MOST_NAMES = 6
 DESCRIPTION = """Turns a trained network with binary weights into one file: bits, one scale a filter, one threshold a
 channel, and how its images are normalised, its class names and its accuracy. CKPT is a checkpoint, a ticket file, or a
 run directory, of which it is the last checkpoint. The file is there as a whole or not at all, and never in place of
@@ -59,49 +47,16 @@ def run(arguments: Sequence[str]) -> int:
         InputError: a mistake in what the user gave.
     """
     config = parse(_parser(), [arguments[0], *_source_as_options(arguments[1:])])
-    if config.ckpt_path is None:
-        raise InputError(MISSING)
-    name, kind, place = config.format, FORMATS[config.format], _place(config)
-    kind.check_installed(name)
-    precision, convolution_precision = _precisions(config)
-    engine: EngineName = choose_engine(config.engine) if config.check else "torch"
-    network, prefix = build_network(config)
-    load_weights(network, prefix, config.ckpt_path, config.weights_only is not False)
-    packed = pack(network, precision, convolution_precision, engine=engine)
-    data, why = open_data(config)
-    given_shape = image_shape(config, network) if config.image_shape is not None else None
-    info = network_info(data, config, packed.num_classes, given_shape)
-    if data is None:
-        say(f"The data are not there ({why}), so the file says of them only what is known without.")
-    batches = None
-    if config.check:
-        batches, images_are = _batches(config, data, why, info)
-    packed = PackedNetwork(packed.layers, info, engine)
-    unfinished = place.with_name(f".{place.stem}.unfinished{place.suffix}")
-    try:
-        try:
-            kind.write(packed, unfinished, config.masks)
-        except OSError as error:
-            raise InputError(f"output={str(place)!r} cannot be written ({error.strerror}).") from error
-        if batches is not None:
-            say(f"Check on {images_are}:")
-            exact = pack(network, "float32", "float32", info, engine)
-            rounded = packed if (precision, convolution_precision) != ("float32", "float32") else None
-            result = check(network.float(), kind.read(unfinished, engine), rounded, exact, batches)
-            say("\n".join(f"  {line}" for line in result.lines()))
-            if not result.passed:
-                say(f"Check failed: {result.unexplained} images differ without a reason; nothing was written.")
-                return 1
-            say("Check passed.")
-            if info.accuracy is None and config.images is None and images_are.startswith("all test images"):
-                packed = PackedNetwork(packed.layers, replace(info, accuracy=result.accuracy), engine)
-                kind.write(packed, unfinished, config.masks)
-        for old, new in zip(kind.files(unfinished), kind.files(place), strict=True):
-            old.replace(new)
-    finally:
-        for file in kind.files(unfinished):
-            file.unlink(missing_ok=True)
-    _report(name, kind, place, network, packed)
+    found = export(ExportSettings(config, **{name: config[name] for name in OWN}))
+    if found.missing_data:
+        say(f"The data are not there ({found.missing_data}), so the file says of them only what is known without.")
+    if found.check is not None:
+        say(f"Check on {found.checked_on}:\n{_check(found.check)}")
+        if not found.check.passed:
+            say(f"Check failed: {found.check.unexplained} images differ without a reason; nothing was written.")
+            return 1
+        say("Check passed.")
+    say(_written(found))
     return 0
 
 
@@ -117,7 +72,7 @@ def _parser() -> CommandParser:
     parser = CommandParser(
         prog="bnfree export", usage="bnfree export CKPT [options]", description=DESCRIPTION, allow_abbrev=False
     )
-    parser.add_argument("--format", type=FormatName, default="packed", help="Kind of file, see docs/packing.md.")
+    parser.add_argument("--format", type=str, default="packed", help=f"{FORMATS}; see docs/packing.md.")
     parser.add_argument(
         "--output", type=str | None, default=None, help="File to write; by default beside CKPT, under its name."
     )
@@ -136,7 +91,7 @@ def _parser() -> CommandParser:
     )
     parser.add_argument(
         "--masks",
-        type=Masks,
+        type=MaskForm,
         default="planes",
         help="How a packed file stores pruned binary weights: two bit planes, or five ternary digits a byte.",
     )
@@ -149,83 +104,90 @@ def _parser() -> CommandParser:
     )
     parser.add_argument("--num_images", type=int, default=1000, help="How many images to check on, at most.")
     parser.add_argument(
-        "--engine", type=EngineName, default="auto", help="What the check runs a packed file with; see docs/packing.md."
+        "--engine", type=str, default="auto", help="What the check runs a packed file with; see docs/packing.md."
     )
     add_network_arguments(parser, shown_too=["data", OPTION])
     return parser
 
 
-def _place(config: Namespace) -> Path:
-    kind = FORMATS[config.format]
-    place = Path(config.output or Path(config.ckpt_path).with_suffix(kind.suffix)).expanduser()
-    if place.suffix != kind.suffix:
-        raise InputError(f"output={config.output!r} must end in {kind.suffix} in the format {config.format}.")
-    if not place.parent.is_dir():
-        raise InputError(f"output={str(place)!r} lies in a folder that does not exist; create {str(place.parent)!r}.")
-    taken = next((file for file in kind.files(place) if file.exists()), None)
-    if taken is not None and not config.overwrite:
-        raise InputError(f"{str(taken)!r} exists; give another --output, or --overwrite to replace it.")
-    return place
+def _check(found: Check) -> str:
+    differing = found.by_rounding + found.by_threshold + found.unexplained
+    rows = [
+        ("same class", f"{found.same_class} of {found.images} images"),
+        ("logits", f"differ by {found.largest_difference:.1e} of an image's largest at most"),
+        ("on threshold", f"{found.near_threshold} activations lie within 1e-6 of their threshold"),
+        ("differing", f"{differing} images get another class, or logits that differ by more than 1e-3:"),
+        ("", f"{found.by_rounding} by rounded real layers, {found.by_threshold} by an activation on its threshold, "
+             f"{found.unexplained} without a reason"),
+    ]  # fmt: skip
+    if found.labelled:
+        trained, exported = (100 * count / found.labelled for count in (found.trained_correct, found.exported_correct))
+        rows.append(("accuracy", f"{trained:.2f} % trained, {exported:.2f} % exported"))
+    return _indented(rows)
 
 
-def _precisions(config: Namespace) -> tuple[RealPrecision, RealPrecision]:
-    if config.format == "packed":
-        return config.classifier_precision or "float16", config.convolution_precision or "float32"
-    for option in ("classifier_precision", "convolution_precision"):
-        if config[option] not in (None, "float32"):
-            raise InputError(f"{option}={config[option]!r} goes with the format packed; {config.format} has float32.")
-    if config.masks != "planes":
-        raise InputError(f"masks={config.masks!r} goes with the format packed.")
-    return "float32", "float32"
+def _written(found: ExportResult) -> str:
+    real = found.float32_size
+    more = f", {real / found.size:.1f} times as much" if real > found.size else ""
+    rows = [*_contents(found.packed, found.format.weights), ("sha256", found.sha256)]
+    return (
+        f"Written to {' and '.join(map(str, found.paths))}: {_size(found.size)}; {_size(real)} in float32{more}\n"
+        f"{_indented(rows)}"
+    )
 
 
-def _batches(
-    config: Namespace, data: LightningDataModule | None, why: str, info: NetworkInfo
-) -> tuple[Iterator[tuple[Tensor, Tensor | None]], str]:
-    """The images to check on, and what they are in words."""
-    count = config.num_images
-    if count < 1:
-        raise InputError(f"num_images={count} must be at least 1.")
-    if config.images is not None:
-        check_readable(info, "the network")
-        paths = find_images([config.images])
-        places = range(min(count, len(paths)))
-        chosen = [paths[i * len(paths) // len(places)] for i in places]
-        normalize = info.normalization
-        assert normalize is not None
-        return ((normalize(pixels), None) for pixels in read_batches(chosen, info)), f"images of {config.images}"
-    if data is None:
-        raise InputError(f"check has no images, since {why}; add --images=FOLDER, or the data's options.")
-    name = type(data).__name__
-    if isinstance(data, ImageDataModule):
-        try:
-            data.setup("test")
-            whole = "all test" if len(data.predict_image_names) <= count else "test"
-            return iter(data.test_batches(count)), f"{whole} images of {name}"
-        except InputError:
-            return iter(data.validation_batches(count)), f"validation images of {name}"
-    return _first_batches(data, count), f"the first test images of {name}"
-
-
-def _first_batches(data: LightningDataModule, count: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-    left = count
-    for batch in islice(data.test_dataloader(), count):
-        images, labels = data.on_after_batch_transfer(batch, 0)
-        yield images[:left], labels[:left]
-        left -= len(images)
-        if left <= 0:
-            return
-
-
-def _report(name: FormatName, kind: Format, place: Path, network: nn.Module, packed: PackedNetwork) -> None:
-    files = kind.files(place)
-    size = sum(file.stat().st_size for file in files)
-    real = sum(value.numel() for value in network.parameters()) * 4
-    more = f", {real / size:.1f} times as much" if real > size else ""
-    say(f"Written to {' and '.join(map(str, files))}: {_size(size)}; {_size(real)} in float32{more}")
-    lines = [*contents(packed, kind.weights), ("sha256", hashlib.sha256(place.read_bytes()).hexdigest())]
-    say("\n".join(f"  {title:<15} {text}" for title, text in lines))
+def _indented(rows: list[tuple[str, str]]) -> str:
+    return fields([(f"  {name}", text) for name, text in rows], width=18)
 
 
 def _size(count: int) -> str:
     return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+def _contents(packed: PackedNetwork, weights: str) -> list[tuple[str, str]]:
+    """Title and text of each line.
+
+    Args:
+        packed: the network.
+        weights: how its binary weights are stored.
+    """
+    layers, info = packed.layers, packed.info
+    binary: list[TernaryWeight] = []
+    real: dict[str, RealWeight] = {"stem": layers.stem.weight, "classifier": layers.classifier.weight}
+    for index, unit in enumerate(layers.units):
+        binary.append(unit.weight)
+        if isinstance(unit.projection, TernaryWeight):
+            binary.append(unit.projection)
+        elif unit.projection is not None:
+            real[f"shortcut {index}"] = unit.projection
+    count = sum(math.prod(weight.shape) for weight in binary)
+    kept = sum(int(weight.values().count_nonzero()) for weight in binary)
+    pruned = f", of which {kept / count:.2%} survive" if kept < count else ""
+    forms = {dtype: name for name, dtype in PRECISIONS.items()}
+    groups: dict[str, tuple[int, list[str]]] = {}
+    for name, weight in real.items():
+        form, group = forms[weight.values.dtype], name.split()[0]
+        total, members = groups.get(form, (0, []))
+        groups[form] = total + weight.values.numel(), [*members, *([group] if group not in members else [])]
+    lines = [
+        ("network", f"{layers.architecture}, {len(layers.units)} binary units, {packed.num_classes} classes"),
+        ("binary weights", f"{count}{pruned}, as {weights}"),
+        ("real weights", "; ".join(f"{n} in {form} ({', '.join(names)})" for form, (n, names) in groups.items())),
+    ]
+    if info.image_shape is not None:
+        crop = f", files' shorter side resized to {info.resize}" if info.resize is not None else ""
+        lines.append(("images", f"{'x'.join(map(str, info.image_shape))}{crop}"))
+    if info.mean is not None and info.std is not None:
+        lines.append(("normalisation", f"mean {_numbers(info.mean)}, std {_numbers(info.std)}"))
+    if info.class_names is not None:
+        more = ", ..." if len(info.class_names) > MOST_NAMES else ""
+        lines.append(("class names", ", ".join(info.class_names[:MOST_NAMES]) + more))
+    if info.accuracy is not None:
+        lines.append(("accuracy", f"{info.accuracy:.2%} on test images"))
+    if info.source_run is not None:
+        lines.append(("source", info.source_run))
+    return lines
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in values)

@@ -21,10 +21,17 @@ class ActionParser(argparse.ArgumentParser):
         examples: commands, one a line, below the options in the help.
         usage: None: made of the options.
         missing: what is said without an argument that is required; None: which one it is.
+        add_help: whether `--help` is an option.
     """
 
     def __init__(
-        self, prog: str, description: str, examples: str = "", usage: str | None = None, missing: str | None = None
+        self,
+        prog: str,
+        description: str,
+        examples: str = "",
+        usage: str | None = None,
+        missing: str | None = None,
+        add_help: bool = True,
     ) -> None:
         super().__init__(
             prog=prog,
@@ -33,6 +40,7 @@ class ActionParser(argparse.ArgumentParser):
             epilog=f"examples:\n{examples}" if examples else None,
             formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28, width=118),
             allow_abbrev=False,
+            add_help=add_help,
         )
         self._missing = missing
 

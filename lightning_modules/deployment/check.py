@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from bnfree.packing import PackedNetwork
 from bnfree.packing.comparison import Observation, observe
-
-NetworkFunction = Callable[[Tensor], Tensor]
+from bnfree.packing.engines import NetworkFunction
 
 
 @dataclass
@@ -46,22 +45,6 @@ class Check:
     def accuracy(self) -> float | None:
         """Of the trained network, if classes are known."""
         return self.trained_correct / self.labelled if self.labelled else None
-
-    def lines(self) -> list[str]:
-        """The counts in words."""
-        differing = self.by_rounding + self.by_threshold + self.unexplained
-        lines = [
-            f"same class      {self.same_class} of {self.images} images",
-            f"logits          differ by {self.largest_difference:.1e} of an image's largest at most",
-            f"on threshold    {self.near_threshold} activations lie within 1e-6 of their threshold",
-            f"differing       {differing} images get another class, or logits that differ by more than 1e-3:",
-            f"                {self.by_rounding} by rounded real layers, {self.by_threshold} by an activation on its "
-            f"threshold, {self.unexplained} without a reason",
-        ]
-        if self.labelled:
-            trained, exported = (100 * c / self.labelled for c in (self.trained_correct, self.exported_correct))
-            lines.append(f"accuracy        {trained:.2f} % trained, {exported:.2f} % exported")
-        return lines
 
 
 @torch.no_grad()

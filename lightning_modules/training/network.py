@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import re
 from argparse import SUPPRESS
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ActionConfigFile, Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -18,9 +19,10 @@ from bnfree.lightning_modules.training import command_line as _short_names  # no
 from bnfree.lightning_modules.training.checkpoints import read_checkpoint
 from bnfree.lightning_modules.training.config.explanations import explain, first_cause
 from bnfree.lightning_modules.training.config.parser import CommandParser, ParseFailure, add_arguments
-from bnfree.lightning_modules.training.config.sources import complete_arguments
+from bnfree.lightning_modules.training.config.sources import complete_arguments, options_of
 from bnfree.lightning_modules.training.loading import check_weights
 from bnfree.lightning_modules.training.messages import quieten
+from bnfree.lightning_modules.training.settings import FitSettings, words_of
 from bnfree.tickets import is_ticket, read_ticket
 
 
@@ -69,6 +71,21 @@ def parse(parser: CommandParser, arguments: Sequence[str]) -> Namespace:
         return parser.parse_args(arguments[1:])
     except ParseFailure as failure:
         raise InputError(explain(failure.message, arguments, {arguments[0]: parser})) from None
+
+
+def read_description(source: str | Path, options: Mapping[str, Any] | None = None) -> Namespace:
+    """The config of a network and its data, which the functions below build.
+
+    Args:
+        source: a YAML config, its name, a run directory, of which it is the last checkpoint, or a checkpoint.
+        options: plain values by dotted name that beat it.
+
+    Raises:
+        InputError: nothing that describes a network, or a mistake in it.
+    """
+    parser = CommandParser(allow_abbrev=False)
+    add_network_arguments(parser)
+    return parse(parser, ["summary", *options_of(str(source)), *words_of(FitSettings(options=options or {}))])
 
 
 def network_of(config: Path) -> tuple[nn.Module, str, tuple[int, ...]]:

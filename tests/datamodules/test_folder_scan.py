@@ -11,7 +11,7 @@ from small_data import write_image
 from bnfree.datamodules import ImageFolderDataModule
 from bnfree.datamodules.folder_scan import FolderScan
 from bnfree.errors import InputError
-from bnfree.lightning_modules.deployment.image_paths import find_images
+from bnfree.lightning_modules.deployment.image_batches import find_images
 
 HIDDEN = (".ipynb_checkpoints", "@eaDir", ".git", "__MACOSX", ".AppleDouble", "#recycle", "$RECYCLE.BIN", "lost+found")
 

@@ -7,12 +7,11 @@ import torch
 from packable_networks import TwoUnits, images, random_network, scatter
 
 from bnfree.errors import InputError
-from bnfree.lightning_modules.command.bench import table
-from bnfree.lightning_modules.deployment.bench import contestants as forms
-from bnfree.lightning_modules.deployment.bench.contestants import contestants
-from bnfree.lightning_modules.deployment.bench.int8_network import Int8Network
-from bnfree.lightning_modules.deployment.bench.profile import profile
-from bnfree.lightning_modules.deployment.bench.timing import LEAST_ROUNDS, Times, interleaved, summarize
+from bnfree.lightning_modules import BenchSettings, bench
+from bnfree.lightning_modules.command.bench import times_table
+from bnfree.lightning_modules.deployment import contestants as forms
+from bnfree.lightning_modules.deployment.contestants import Int8Network, contestants
+from bnfree.lightning_modules.deployment.timing import LEAST_ROUNDS, Times, interleaved, profile, summarize
 from bnfree.packing import NetworkInfo, PackedNetwork, engines, pack
 
 
@@ -34,7 +33,7 @@ def test_functions_take_turns():
 
 def test_the_table_has_ratios_to_eager_and_the_fastest_first():
     times = {"eager": Times(0.004, 0.005, 9), "numba": Times(0.0005, 0.001, 9)}
-    lines = table(times, 2).splitlines()
+    lines = times_table(times, 2).splitlines()
     assert lines[2].startswith("packed, numba")
     assert lines[2].split()[-5:] == ["0.500", "1.000", "4000.0", "8.00", "9"]
     assert lines[3].split()[-5:] == ["4.000", "5.000", "500.0", "1.00", "9"]
@@ -107,6 +106,23 @@ def test_the_command_prints_machine_memory_tables_and_profile(bnfree, packed, mo
         assert sum(line.startswith(name) for line in out.splitlines()) >= 2
     assert "stem and unit 0, 3x3" in out
     assert "classifier" in out
+
+
+def test_the_function_gives_what_the_command_prints(packed, monkeypatch):
+    before = torch.get_num_threads()
+    found = bench(BenchSettings(packed, (1, 3), image_size=6, seconds=0.01, engines=("torch", "eager")))
+    torch.set_num_threads(before)
+    assert [one.batch for one in found.batches] == [1, 3]
+    assert [list(one.times) for one in found.batches] == [["torch", "eager"]] * 2
+    assert all(times.calls >= LEAST_ROUNDS for one in found.batches for times in one.times.values())
+    assert (found.image_shape, found.file_bytes) == ((3, 6, 6), packed.stat().st_size)
+    real = sum(parameter.numel() for parameter in random_network(0, width=4).parameters()) * 4
+    assert found.bits_bytes < found.float32_bytes
+    assert found.float32_bytes == pytest.approx(real, rel=0.05)
+    assert [layer.name for layer in found.profile][-1] == "classifier"
+    assert found.machine.threads == 1
+    with pytest.raises(InputError, match=r"batch_sizes=\[0\] must be positive"):
+        bench(BenchSettings(packed, (0,)))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """`bnfree export`: what is in the file, and what the check says."""
 
-import dataclasses
+import hashlib
 import shutil
 
 import pytest
@@ -10,9 +10,11 @@ from small_digits import train_digits
 
 from bnfree.backbones import ReActNet18
 from bnfree.datamodules import DigitsDataModule
-from bnfree.lightning_modules.deployment import formats
+from bnfree.errors import InputError
+from bnfree.lightning_modules import ExportSettings, export
 from bnfree.lightning_modules.deployment.check import check
-from bnfree.packing import load, pack
+from bnfree.packing import formats, load, pack
+from bnfree.packing.layers import tensors_of
 from bnfree.tickets import Ticket, apply, prune, save_ticket
 
 
@@ -116,9 +118,7 @@ def test_without_a_tested_accuracy_the_check_measures_it(bnfree, best, project):
 
 def test_a_network_that_computes_something_else_is_not_written(bnfree, best, monkeypatch):
     other = ReActNet18(10, width=4, in_channels=1)
-    packed = formats.FORMATS["packed"]
-    wrong = dataclasses.replace(packed, read=lambda path, engine: pack(other, engine="torch"))
-    monkeypatch.setitem(formats.FORMATS, "packed", wrong)
+    monkeypatch.setattr(formats.Packed, "read", lambda self, path, engine: pack(other, engine="torch"))
     code, out, _ = bnfree("export", best, "--check", "--engine=torch", "--num_images=40")
     assert code == 1
     assert "differ without a reason; nothing was written" in out
@@ -228,6 +228,94 @@ def test_a_trained_network_passes_the_check(bnfree, project, backbone):
     assert code == 0, err
     assert "360 of 360 images" in out
     assert "0 by rounded real layers" in out
+
+
+def test_the_function_writes_what_the_command_does(bnfree, best, project):
+    settings = ExportSettings(best, project / "python.safetensors", check=True, num_images=40, engine="torch")
+    found = export(settings)
+    code, out, err = bnfree(
+        "export", best, "--output=command.safetensors", "--check", "--num_images=40", "--engine=torch"
+    )
+    assert code == 0, err
+    assert found.paths == (project / "python.safetensors",)
+    content = found.paths[0].read_bytes()
+    assert content == (project / "command.safetensors").read_bytes()
+    assert (found.size, found.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    assert found.sha256 in out
+    assert found.float32_size == 4 * sum(parameter.numel() for parameter in network_of(best).parameters())
+    assert (found.check.images, found.check.passed, found.checked_on) == (40, True, "test images of DigitsDataModule")
+    assert f"{found.check.same_class} of 40 images" in out
+    assert found.packed.info == load(found.paths[0], "torch").info
+    assert found.missing_data == ""
+    with pytest.raises(InputError, match="exists; give another"):
+        export(settings)
+    data = "bnfree.datamodules.FashionMNISTDataModule"
+    options = {"data": data, "data.data_dir": "nowhere", "image_shape": "1,8,8"}
+    without = export(ExportSettings(best, project / "without.safetensors", options=options))
+    assert "data_dir='nowhere'" in without.missing_data
+    assert without.check is None
+
+
+def test_a_failed_check_is_a_result_without_files(best, monkeypatch):
+    other = ReActNet18(10, width=4, in_channels=1)
+    monkeypatch.setattr(formats.Packed, "read", lambda self, path, engine: pack(other, engine="torch"))
+    found = export(ExportSettings(best, check=True, num_images=40, engine="torch"))
+    assert (found.paths, found.size, found.sha256, found.check.passed) == ((), 0, "", False)
+    assert found.check.unexplained > 0
+
+
+FORMAT = """
+import torch
+
+from bnfree.packing import PackedNetwork, load
+from bnfree.packing.formats import ExportFormat
+from bnfree.packing.layers import tensors_of
+
+
+class Constants(ExportFormat):
+    suffix = ".pt"
+    beside = (".safetensors",)
+
+    def write(self, packed, path, masks):
+        torch.save(dict(tensors_of(packed.layers)), path)
+        packed.save(path.with_suffix(".safetensors"))
+
+
+class Readable(Constants):
+    suffix = ".pth"
+
+    def read(self, path, engine):
+        return load(path.with_suffix(".safetensors"), "torch")
+
+
+class NoFormat:
+    pass
+"""
+
+
+def test_a_format_of_the_users_own(bnfree, complaint, best, project):
+    (project / "my_formats.py").write_text(FORMAT)
+    code, out, err = bnfree("export", best, "--format=my_formats.Constants")
+    assert code == 0, err
+    assert f"{best.with_suffix('.pt')} and {best.with_suffix('.safetensors')}" in out
+    stored = torch.load(best.with_suffix(".pt"))
+    packed = load(best.with_suffix(".safetensors"), "torch")
+    for name, tensor in tensors_of(packed.layers):
+        assert torch.equal(stored[name], tensor)
+    best.with_suffix(".safetensors").unlink()
+    best.with_suffix(".pt").unlink()
+    assert "Constants has no method read" in complaint("export", best, "--format=my_formats.Constants", "--check")
+    assert not best.with_suffix(".pt").exists()
+    code, out, err = bnfree("export", best, "--format=my_formats.Readable", "--check", "--num_images=20")
+    assert code == 0, err
+    assert "same class      20 of 20 images" in out
+    assert "is no format; give a subclass" in complaint("export", best, "--format=my_formats.NoFormat")
+    assert "has no 'Readible'; did you mean 'Readable'?" in complaint("export", best, "--format=my_formats.Readible")
+    # In Python, the class itself.
+    import my_formats
+
+    found = export(ExportSettings(best, project / "mine.pt", my_formats.Constants))
+    assert [path.name for path in found.paths] == ["mine.pt", "mine.safetensors"]
 
 
 def test_help_needs_no_checkpoint(bnfree):

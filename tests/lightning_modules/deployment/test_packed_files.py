@@ -11,7 +11,7 @@ from PIL import Image
 
 from bnfree.datamodules import DigitsDataModule
 from bnfree.datamodules.augmentation import normalize
-from bnfree.lightning_modules.deployment.packed.model import names_packed_network
+from bnfree.lightning_modules.command.packed import names_packed_network
 from bnfree.lightning_modules.training import fit as training
 from bnfree.packing import NetworkInfo, engines, load, pack, zoo
 
@@ -163,7 +163,7 @@ def test_without_numba_it_works_and_says_once_how_to_be_fast(bnfree, packed, pro
         (["network.safetensors", "images", "--threads=0"], "threads=0 must be at least 1"),
         (["network.safetensors", "images", "--threads=x"], "--threads: invalid int value"),
         (["network.safetensors", "images", "--output=x.txt"], "output='x.txt' must be a CSV file"),
-        (["network.safetensors", "images", "--top=3"], "unrecognized arguments: --top=3"),
+        (["network.safetensors", "images", "--top=3"], "option '--top=3' is not expected here"),
     ],
 )
 def test_mistakes_are_one_sentence(complaint, packed, project, arguments, said):

@@ -1,14 +1,21 @@
-"""`bnfree summary --memory`: bytes kept for the backward pass, by layer."""
+"""`summary` in Python, and `bnfree summary --memory`: bytes kept for the backward pass, by layer."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from bnfree.backbones import ReActNet18
 from bnfree.errors import InputError
-from bnfree.lightning_modules.reports.memory_table import memory_report
+from bnfree.lightning_modules import SummarySettings, summary
+from bnfree.lightning_modules.command.summary import memory_report as memory_report_of
+from bnfree.lightning_modules.reports.network_costs import SummaryResult
 
 UNIT = 8 * 16 * 16 * 4
+
+
+def memory_report(network, name, image_shape, as_json):
+    return memory_report_of(SummaryResult(name, None, image_shape, network), as_json)
 
 
 def test_a_table_with_the_units_in_order_and_their_sum():
@@ -39,3 +46,20 @@ def test_plain_numbers_and_what_lean_is_worth(norm):
 def test_images_that_do_not_fit():
     with pytest.raises(InputError, match=r"image_shape=\(1, 16, 16\) does not go through ReActNet18"):
         memory_report(ReActNet18(width=4), "ReActNet18", (1, 16, 16), as_json=False)
+
+
+def test_the_function_gives_what_the_command_prints(bnfree, project):
+    config = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
+    found = summary(SummarySettings(config, {"model.backbone.width": 8}))
+    code, out, err = bnfree("summary", config, "--model.backbone.width=8", "--json")
+    assert code == 0, err
+    said = json.loads(out)
+    assert (found.name, found.checkpoint, list(found.image_shape)) == ("ReActNet18", None, said["image_shape"])
+    assert said["totals"] == {name: getattr(found.cost, name) for name in said["totals"]}
+    kept = json.loads(bnfree("summary", config, "--model.backbone.width=8", "--json", "--memory")[1])
+    assert kept["totals"]["bytes_per_image"] == sum(found.memory.per_image.values())
+    assert kept["totals"]["bytes_fixed"] == sum(found.memory.fixed.values())
+    larger = summary(SummarySettings(config, {"model.backbone.width": 8}, image_shape=(1, 32, 32)))
+    assert larger.cost.bops > 3 * found.cost.bops
+    with pytest.raises(InputError, match="does not exist"):
+        summary(SummarySettings("nothing"))

@@ -1,1 +1,0 @@
-"""Packed networks timed against other engines."""

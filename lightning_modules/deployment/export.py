@@ -1,0 +1,313 @@
+"""A checkpoint becomes a file for inference."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from bnfree.datamodules.base import ImageDataModule
+from bnfree.errors import InputError
+from bnfree.lightning_modules.deployment.check import Check, check
+from bnfree.lightning_modules.deployment.image_batches import check_readable, find_images, read_batches
+from bnfree.lightning_modules.training.class_names import KEY, OPTION, check_class_names, names_in_file
+from bnfree.lightning_modules.training.network import (
+    build_data,
+    build_network,
+    image_shape,
+    load_weights,
+    read_description,
+)
+from bnfree.lightning_modules.training.run_directory import METRICS, run_directory_of
+from bnfree.packing import NetworkInfo, PackedNetwork, pack
+from bnfree.packing.engines import EngineName, choose_engine
+from bnfree.packing.file_layout import MaskForm
+from bnfree.packing.formats import ExportFormat, export_format
+from bnfree.packing.real_weights import RealPrecision
+
+MISSING = "the checkpoint is not given; name it: bnfree export RUN/checkpoints/best.ckpt."
+Batches = Iterator[tuple[Tensor, Tensor | None]]
+"""Normalised images (N, C, H, W), and their labels (N,) where they are known."""
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """What is exported, and how."""
+
+    source: str | Path | Namespace
+    """Checkpoint, ticket file, or run directory, of which it is the last checkpoint; or what a parser has read."""
+    output: str | Path | None = None
+    """File to write; None: beside the checkpoint, under its name."""
+    format: str | type[ExportFormat] | ExportFormat = "packed"
+    """`packed`, `openvino`, `torch_export` or `onnx`, the dotted path of a class, or the class itself."""
+    overwrite: bool = False
+    """Replace a file that is there."""
+    classifier_precision: RealPrecision | None = None
+    """How a packed file stores the classifier; None: float16."""
+    convolution_precision: RealPrecision | None = None
+    """How a packed file stores stem and real shortcuts; None: float32, for rounding turns activations over."""
+    masks: MaskForm = "planes"
+    """How a packed file stores pruned binary weights: two bit planes, or five ternary digits a byte."""
+    check: bool = False
+    """Compare the file with the trained network on real images before it takes its place."""
+    images: str | Path | None = None
+    """Folder of images to check on; None: the run's test images, or else its validation images."""
+    num_images: int = 1000
+    """How many images to check on, at most."""
+    engine: EngineName = "auto"
+    """What the check runs a packed file with."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Plain values by dotted name that beat what the checkpoint remembers, such as `{"data.data_dir": "data"}`."""
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What has been exported."""
+
+    paths: tuple[Path, ...]
+    """The files; none if the check has failed."""
+    size: int
+    """Bytes of the files together."""
+    float32_size: int
+    """Bytes of the trained network's parameters in float32."""
+    sha256: str
+    """Checksum of the first file, in hexadecimal digits; empty if there is none."""
+    packed: PackedNetwork
+    """The network that the file holds; its `info` is what the file says about images and classes."""
+    format: ExportFormat
+    """The format."""
+    check: Check | None
+    """The check's counts; None: not checked."""
+    checked_on: str
+    """What the images of the check are, in words."""
+    missing_data: str
+    """Why the data are not there, so that the file says of them only what is known without; empty: they are."""
+
+
+def export(settings: ExportSettings) -> ExportResult:
+    """Turns a trained network with binary weights into a file for inference.
+
+    The file is there as a whole or not at all. With `check` it is read back and compared with the trained network on
+    real images; where they differ without a reason, nothing is written.
+
+    Args:
+        settings: what is exported, and how.
+
+    Raises:
+        InputError: a checkpoint that cannot be read or packed, settings that do not go together, a file that is there
+            already or cannot be written, an unknown format or one whose packages are missing.
+
+    Example:
+        >>> from bnfree.lightning_modules import ExportSettings, export
+        >>> found = export(ExportSettings("runs/a/checkpoints/best.ckpt", check=True))  # doctest: +SKIP
+        >>> found.size, found.check.passed  # doctest: +SKIP
+        (95208, True)
+    """
+    config = settings.source
+    if not isinstance(config, Namespace):
+        config = read_description(config, settings.options)
+    if config.ckpt_path is None:
+        raise InputError(MISSING)
+    kind = export_format(settings.format)
+    place = _place(settings, kind, config.ckpt_path)
+    kind.check_installed(str(settings.format))
+    precisions = _precisions(settings, kind)
+    engine: EngineName = choose_engine(settings.engine) if settings.check else "torch"
+    network, prefix = build_network(config)
+    load_weights(network, prefix, config.ckpt_path, config.weights_only is not False)
+    packed = pack(network, *precisions, engine=engine)
+    data, why = _open_data(config)
+    given_shape = image_shape(config, network) if config.image_shape is not None else None
+    info = _network_info(data, config, packed.num_classes, given_shape)
+    batches, checked_on = _batches(settings, data, why, info) if settings.check else (iter(()), "")
+    packed = PackedNetwork(packed.layers, info, engine)
+
+    unfinished, result = place.with_name(f".{place.stem}.unfinished{place.suffix}"), None
+    try:
+        _write(kind, packed, unfinished, settings.masks, place)
+        if settings.check:
+            exact = pack(network, "float32", "float32", info, engine)
+            rounded = packed if precisions != ("float32", "float32") else None
+            result = check(network.float(), kind.read(unfinished, engine), rounded, exact, batches)
+            if info.accuracy is None and settings.images is None and checked_on.startswith("all test images"):
+                packed = PackedNetwork(packed.layers, replace(info, accuracy=result.accuracy), engine)
+                _write(kind, packed, unfinished, settings.masks, place)
+        paths = () if result is not None and not result.passed else tuple(kind.files(place))
+        for old, new in zip(kind.files(unfinished), paths, strict=False):
+            old.replace(new)
+    finally:
+        for file in kind.files(unfinished):
+            file.unlink(missing_ok=True)
+    return ExportResult(
+        paths=paths,
+        size=sum(path.stat().st_size for path in paths),
+        float32_size=sum(value.numel() for value in network.parameters()) * 4,
+        sha256=hashlib.sha256(place.read_bytes()).hexdigest() if paths else "",
+        packed=packed,
+        format=kind,
+        check=result,
+        checked_on=checked_on,
+        missing_data=why,
+    )
+
+
+def _write(kind: ExportFormat, packed: PackedNetwork, path: Path, masks: MaskForm, place: Path) -> None:
+    try:
+        kind.write(packed, path, masks)
+    except OSError as error:
+        raise InputError(f"output={str(place)!r} cannot be written ({error.strerror}).") from error
+
+
+def _place(settings: ExportSettings, kind: ExportFormat, checkpoint: str) -> Path:
+    place = Path(settings.output or Path(checkpoint).with_suffix(kind.suffix)).expanduser()
+    if place.suffix != kind.suffix:
+        raise InputError(f"output={str(settings.output)!r} must end in {kind.suffix} in the format {settings.format}.")
+    if not place.parent.is_dir():
+        raise InputError(f"output={str(place)!r} lies in a folder that does not exist; create {str(place.parent)!r}.")
+    taken = next((file for file in kind.files(place) if file.exists()), None)
+    if taken is not None and not settings.overwrite:
+        raise InputError(f"{str(taken)!r} exists; give another --output, or --overwrite to replace it.")
+    return place
+
+
+def _precisions(settings: ExportSettings, kind: ExportFormat) -> tuple[RealPrecision, RealPrecision]:
+    """How classifier and real convolutions are stored."""
+    if kind.has_forms:
+        return settings.classifier_precision or "float16", settings.convolution_precision or "float32"
+    for name in ("classifier_precision", "convolution_precision"):
+        value = getattr(settings, name)
+        if value not in (None, "float32"):
+            raise InputError(f"{name}={value!r} goes with the format packed; {settings.format} has float32.")
+    if settings.masks != "planes":
+        raise InputError(f"masks={settings.masks!r} goes with the format packed.")
+    return "float32", "float32"
+
+
+def _batches(
+    settings: ExportSettings, data: LightningDataModule | None, why: str, info: NetworkInfo
+) -> tuple[Batches, str]:
+    """The images to check on, and what they are in words."""
+    count = settings.num_images
+    if count < 1:
+        raise InputError(f"num_images={count} must be at least 1.")
+    if settings.images is not None:
+        check_readable(info, "the network")
+        paths = find_images([str(settings.images)])
+        places = range(min(count, len(paths)))
+        chosen = [paths[i * len(paths) // len(places)] for i in places]
+        return _normalized(chosen, info), f"images of {settings.images}"
+    if data is None:
+        raise InputError(f"check has no images, since {why}; add --images=FOLDER, or the data's options.")
+    name = type(data).__name__
+    if isinstance(data, ImageDataModule):
+        try:
+            data.setup("test")
+            whole = "all test" if len(data.predict_image_names) <= count else "test"
+            return iter(data.test_batches(count)), f"{whole} images of {name}"
+        except InputError:
+            return iter(data.validation_batches(count)), f"validation images of {name}"
+    return _first_batches(data, count), f"the first test images of {name}"
+
+
+def _normalized(paths: list[Path], info: NetworkInfo) -> Batches:
+    for pixels in read_batches(paths, info):
+        # `check_readable` has seen that there are mean and std.
+        yield info.normalization(pixels), None  # type: ignore[misc]
+
+
+def _first_batches(data: LightningDataModule, count: int) -> Batches:
+    left = count
+    for batch in islice(data.test_dataloader(), count):
+        images, labels = data.on_after_batch_transfer(batch, 0)
+        yield images[:left], labels[:left]
+        left -= len(images)
+        if left <= 0:
+            return
+
+
+def _open_data(config: Namespace) -> tuple[LightningDataModule | None, str]:
+    """The data module of a config, ready to give test or validation images; or None, and why there is none."""
+    if config.get("data") is None:
+        return None, "there is no data section; add --config RUN/config.yaml, or --data"
+    try:
+        data = build_data(config)
+        data.prepare_data()
+        try:
+            data.setup("test")
+        except InputError:
+            data.setup("validate")
+    except InputError as error:
+        return None, str(error).rstrip(".")
+    return data, ""
+
+
+def _network_info(
+    data: LightningDataModule | None, config: Namespace, num_classes: int, shape: tuple[int, ...] | None
+) -> NetworkInfo:
+    """What the data module, or else its class, and the checkpoint and its run say; a shape that the user gives wins.
+
+    Raises:
+        InputError: data with other class names than the checkpoint was trained on.
+    """
+    source: Any = data
+    if data is None and config.get("data") is not None:
+        module, _, name = config.data.class_path.rpartition(".")
+        source = getattr(importlib.import_module(module), name)
+    path, names = config.ckpt_path, getattr(source, KEY, None)
+    trained = names_in_file(path)
+    if data is not None:
+        allowed = bool(config.get(OPTION))
+        check_class_names(trained, names, f"ckpt_path={path!r}", f"data={type(data).__name__}", allowed)
+    names = names or trained
+    resize = getattr(source, "evaluation_resize", None)
+    return NetworkInfo(
+        mean=_of_sequence(getattr(source, "mean", None), float),
+        std=_of_sequence(getattr(source, "std", None), float),
+        image_shape=shape or _of_sequence(getattr(source, "image_shape", None), int),  # type: ignore[arg-type]
+        resize=resize if isinstance(resize, int) and shape is None else None,
+        class_names=_of_sequence(names, str) if isinstance(names, list | tuple) and len(names) == num_classes else None,
+        exif_orientation=_exif_orientation(data, config),
+        source_run=_source_run(path),
+        accuracy=_tested_accuracy(path),
+    )
+
+
+def _exif_orientation(data: LightningDataModule | None, config: Namespace) -> bool | None:
+    """False where the images of training were left lying; files say nothing of the usual."""
+    arguments = (config.get("data") or Namespace()).get("init_args") or Namespace()
+    obeyed = getattr(data, "exif_orientation", arguments.get("exif_orientation", True))
+    return False if obeyed is False else None
+
+
+def _of_sequence(value: Any, kind: type) -> tuple[Any, ...] | None:
+    return tuple(map(kind, value)) if isinstance(value, list | tuple) else None
+
+
+def _source_run(path: str) -> str:
+    """The end of a checkpoint's path: the part that names the run, and not the machine."""
+    place = Path(path).absolute()
+    directory = run_directory_of(path)
+    first = directory.parent.parent if directory is not None else place.parent
+    return place.relative_to(first).as_posix()
+
+
+def _tested_accuracy(path: str) -> float | None:
+    """What the run's own test after training gave, which is one of the best checkpoint."""
+    directory = run_directory_of(path)
+    if directory is None or Path(path).name != "best.ckpt" or not (directory / METRICS).is_file():
+        return None
+    try:
+        with (directory / METRICS).open(newline="", encoding="utf-8") as file:
+            values = [float(row["test/acc"]) for row in csv.DictReader(file) if row.get("test/acc")]
+    except (OSError, ValueError, csv.Error):
+        return None
+    return values[-1] if values else None
