@@ -14,7 +14,8 @@ FRAMEWORKS = {"lightning", "pytorch_lightning", "lightning_fabric", "torchvision
 METHOD = "the method"
 # Each room may import from those below it, and from itself.
 FLOORS = [
-    {"bnfree.lightning_modules.command", "bnfree.lightning_modules.cli", "bnfree.__main__"},
+    {"bnfree.__main__"},
+    {"bnfree.lightning_modules.command", "bnfree.lightning_modules.cli"},
     {"bnfree.lightning_modules"},
     {"bnfree.lightning_modules.reports", "bnfree.lightning_modules.deployment"},
     {"bnfree.lightning_modules.experiments"},
