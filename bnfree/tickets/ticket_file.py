@@ -9,6 +9,7 @@ A plain dict that torch.load opens with `weights_only=True`:
                        were, so that controls and other masks can use them; None: from where it was found
     found              how it was found: score, scope, density, level, source and whatever else was noted
     hyper_parameters   of the model and the data, where a checkpoint had them: what is needed to build the network
+    class_names        of the data that it was found on, where they are known
     checksums          SHA-256 of the masks, and of everything
 
 `model.init_from` accepts it and starts from `rewind` under the masks.
@@ -34,6 +35,7 @@ from bnfree.tickets.rewinding import Snapshot, take_snapshot
 
 FORMAT, VERSION = "bnfree ticket", 1
 CONFIG_KEYS = ("hyper_parameters", "datamodule_hyper_parameters")
+NAMES_KEY = "class_names"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,7 @@ class Ticket:
     """Whatever else is to be remembered: plain values, lists and dicts of them."""
     config: dict[str, Any] = field(default_factory=dict)
     """`hyper_parameters` and `datamodule_hyper_parameters` of a checkpoint, with which `bnfree summary` builds the
-    network; empty: the user has to give a config."""
+    network, and `class_names` of its data; empty: the user has to give a config."""
 
     @classmethod
     def of(cls, network: nn.Module, **found: Any) -> Ticket:
@@ -105,7 +107,7 @@ def save_ticket(ticket: Ticket, path: str | os.PathLike[str]) -> None:
         "rewind": ticket.rewind,
         "found": {name: getattr(ticket, name) for name in ("score", "scope", "density", "level", "source", "details")},
         "checksums": {"masks": ticket.checksum, "content": _content_checksum(ticket)},
-        **{key: ticket.config[key] for key in CONFIG_KEYS if key in ticket.config},
+        **{key: ticket.config[key] for key in (*CONFIG_KEYS, NAMES_KEY) if key in ticket.config},
     }
     with whole_file(path) as unfinished:
         torch.save(content, unfinished)
@@ -147,7 +149,7 @@ def read_ticket(content: object, given: str) -> Ticket:
         ticket = Ticket(
             state_dict=content["state_dict"],
             rewind=content["rewind"],
-            config={key: content[key] for key in CONFIG_KEYS if key in content},
+            config={key: content[key] for key in (*CONFIG_KEYS, NAMES_KEY) if key in content},
             **content["found"],
         )
         sums = {"masks": ticket.checksum, "content": _content_checksum(ticket)}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bnfree.errors import InputError
 from bnfree.tickets.rewinding import Snapshot, take_snapshot
-from bnfree.tickets.ticket_file import Ticket
+from bnfree.tickets.ticket_file import NAMES_KEY, Ticket
 
 CLASSIFIER = "classifier"
 
@@ -59,6 +59,10 @@ def transfer(
         taken = {n: (expected[n] if n.partition(".")[0] in fresh else state[n]).clone() for n in expected}
         return taken | {n: mask.clone() for n, mask in state.items() if n.endswith(".mask")}
 
+    remembered = dict(ticket.config if config is None else config)
+    if CLASSIFIER in fresh:
+        # What its classes are called is for the data to say on which it is trained.
+        remembered.pop(NAMES_KEY, None)
     step = {"source_checksum": ticket.checksum, "fresh": sorted(fresh)}
     details = {**ticket.details, "transfer": [*ticket.details.get("transfer", []), step]}
     return dataclasses.replace(
@@ -66,7 +70,7 @@ def transfer(
         state_dict=moved(ticket.state_dict),
         rewind=None if ticket.rewind is None else moved(ticket.rewind),
         details=details,
-        config=dict(ticket.config if config is None else config),
+        config=remembered,
     )
 
 

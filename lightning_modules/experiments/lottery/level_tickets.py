@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from bnfree.convolution import BinaryConv2d
 from bnfree.errors import InputError
 from bnfree.files import whole_file
 from bnfree.lightning_modules.experiments.lottery.plan import LotteryPlan
+from bnfree.lightning_modules.training.class_names import remembered_names
 from bnfree.lightning_modules.training.run_directory import CHECKPOINTS
 from bnfree.plugins import name_of, resolve
 from bnfree.state_dicts import plain_name, plain_names, read_checkpoint_file
@@ -30,7 +32,7 @@ from bnfree.tickets import (
     signs_of,
 )
 from bnfree.tickets.scores import get_score
-from bnfree.tickets.ticket_file import CONFIG_KEYS
+from bnfree.tickets.ticket_file import CONFIG_KEYS, NAMES_KEY
 
 GRADIENTS = "gradients.pt"
 OF = "control_of"
@@ -112,8 +114,15 @@ def next_ticket(plan: LotteryPlan, seed: int, level: int, trained: Path, start: 
         level=level,
         source=f"{plan.directory.name}, seed {seed}",
         details={"seed": seed, "rewind": settings.rewind, "rewind_point": settings.rewind_point},
-        config={key: checkpoint[key] for key in CONFIG_KEYS if key in checkpoint},
+        config=remembered_by(checkpoint),
     )
+
+
+def remembered_by(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """What a ticket takes over of a checkpoint besides weights: the sections of its config, and the class names."""
+    names = remembered_names(checkpoint)
+    config = {key: checkpoint[key] for key in CONFIG_KEYS if key in checkpoint}
+    return config if names is None else {**config, NAMES_KEY: names}
 
 
 def carried_ticket(plan: LotteryPlan, found: Ticket, trained: Path) -> Ticket:
@@ -128,10 +137,9 @@ def carried_ticket(plan: LotteryPlan, found: Ticket, trained: Path) -> Ticket:
     network = plan.network()
     network.load_state_dict(network_state(checkpoint))
     details = {**found.details, "found_in": "step1"}
-    config = {key: checkpoint[key] for key in CONFIG_KEYS if key in checkpoint}
     return Ticket.of(
         network, score=found.score, scope=found.scope, density=found.density, level=found.level, source=found.source,
-        details=details, config=config,
+        details=details, config=remembered_by(checkpoint),
     )  # fmt: skip
 
 

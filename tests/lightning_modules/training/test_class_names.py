@@ -7,9 +7,12 @@ import pytest
 import torch
 from small_data import write_image
 
+from bnfree.backbones import ReActNet18
 from bnfree.lightning_modules.cli import main
+from bnfree.lightning_modules.experiments.lottery.level_tickets import remembered_by
 from bnfree.lightning_modules.training import fit as training  # noqa: F401 - logs to the first standard error it meets
 from bnfree.packing import load
+from bnfree.tickets import Ticket, apply, load_ticket, prune, save_ticket
 
 MODEL = [
     "--model=ImageClassifier",
@@ -178,6 +181,36 @@ def test_data_modules_of_others_are_remembered_as_well(bnfree, complaint, projec
     assert bnfree("test", *base, "--data.names=[a, b]", checkpoint)[0] == 0
     assert "class 1 was 'b' and is 'c' here" in complaint("test", *base, "--data.names=[a, c]", checkpoint)
     assert "class 2 was none and is 'c' here" in complaint("test", *base, "--data.names=[a, b, c]", checkpoint)
+
+
+def test_tickets_remember_them_until_their_classifier_is_drawn_fresh(run, bnfree, complaint, project):
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    network = ReActNet18(num_classes=3, width=4)
+    network.load_state_dict({k.removeprefix("backbone."): v for k, v in content["state_dict"].items()})
+    apply(network, prune(network, density=0.5, scope="global"))
+    ticket = Ticket.of(network, score="magnitude", scope="global", density=0.5, config=remembered_by(content))
+    save_ticket(ticket, project / "ticket.pt")
+    assert load_ticket(project / "ticket.pt").config["class_names"] == list(FOLDERS)
+    other = write_folder(project / "other", ("ape", "bee", "dog"))
+    config = ["--config", run / "config.yaml"]
+    here = [*config, "--ckpt_path=ticket.pt", *TRAINER]
+    assert bnfree("test", *here, f"--data.data_dir={project / 'images'}")[0] == 0
+    assert "class 2 was 'cow' and is 'dog' here" in complaint("test", *here, f"--data.data_dir={other}")
+    assert bnfree("test", *here, f"--data.data_dir={other}", "--allow_other_classes")[0] == 0
+    for options, names in (([], None), (["--keep_classifier"], list(FOLDERS))):
+        arguments = ["ticket", "transfer", "ticket.pt", "--to", run / "config.yaml", "--output=other.pt", "--overwrite"]
+        assert bnfree(*arguments, *options)[0] == 0
+        assert load_ticket(project / "other.pt").config.get("class_names") == names
+    start = ["fit", *config, "--model.init_from=other.pt", f"--data.data_dir={other}", "--run_dir=again", *TRAINER]
+    assert "init_from='other.pt' was trained on other classes" in complaint(*start)
+
+
+def test_a_packed_file_remembers_how_photographs_were_read(run, bnfree):
+    for option, kept in (("true", None), ("false", False)):
+        arguments = ["export", run, "--overwrite", "--output=a.safetensors", f"--data.exif_orientation={option}"]
+        for place in ("images", "nowhere"):
+            assert bnfree(*arguments, f"--data.data_dir={place}")[0] == 0
+            assert load("a.safetensors", "torch").info.exif_orientation is kept
 
 
 def test_predictions_carry_the_names_of_the_data(checkpoint, bnfree, project):
