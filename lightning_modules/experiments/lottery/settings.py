@@ -30,6 +30,12 @@ from bnfree.tickets.scores import get_score
 
 SETTINGS = "lottery.yaml"
 REWINDS = ("weights", "sign", "learning_rate", "none")
+LISTS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "densities": ((int, float), "numbers"), "include": (str, "names"), "exclude": (str, "names"),
+    "seeds": (int, "integers"),
+}  # fmt: skip
+NUMBERS = ("rate", "levels", "target_density", "min_per_filter", "min_layer_density")
+TEXTS = ("score", "scope", "rewind", "rewind_point", "find_in")
 DENSITY_KEYS = ("densities", "rate", "levels", "target_density")
 
 
@@ -82,9 +88,10 @@ class LotterySettings:
 
     def __post_init__(self) -> None:
         # As they come back out of a file, with which they are compared.
-        for name in ("densities", "include", "exclude", "seeds"):
+        for name in LISTS:
             if isinstance(getattr(self, name), tuple | range):
                 object.__setattr__(self, name, list(getattr(self, name)))
+        _check_types(self)
 
     @classmethod
     def read(
@@ -217,7 +224,7 @@ def _densities(settings: LotterySettings) -> tuple[float, ...]:
         if getattr(settings, key) is not None:
             raise InputError(f"lottery gives both densities and {key}; leave one of the two out.")
     for density in settings.densities:
-        check_density(density, "lottery.densities: ")
+        check_density(density, "lottery.densities: density")
     densities = (1.0, *map(float, settings.densities))
     if any(later >= earlier for earlier, later in pairwise(densities)):
         raise InputError(f"lottery.densities={settings.densities} must fall from level to level, and begin below 1.")
@@ -269,7 +276,7 @@ def _known_keys(known: Sequence[str]) -> str:
 
 
 def _section(section: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of the section `lottery`, of the right types."""
+    """The values of the section `lottery`."""
     for key in {**section, **changes}:
         if key not in SECTION:
             raise InputError(f"lottery.{key} is not known; {did_you_mean(str(key), SECTION) or _known_keys(SECTION)}")
@@ -280,26 +287,25 @@ def _section(section: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
         values.pop(key, None)
     values |= changes
     values = {key: value for key, value in values.items() if value is not None}
-    for key in ("seeds", "densities", "include", "exclude"):
-        if key in values and not isinstance(values[key], list | tuple):
+    for key in LISTS:
+        if key in values and not isinstance(values[key], list | tuple | range):
             values[key] = [values[key]]
-    types: dict[str, type | tuple[type, ...]] = {
-        "rate": (int, float), "levels": int, "target_density": (int, float), "score": str, "scope": str, "rewind": str,
-        "rewind_point": str, "min_per_filter": int, "min_layer_density": (int, float), "find_in": str,
-    }  # fmt: skip
-    for key, kind in types.items():
-        if key in values and (not isinstance(values[key], kind) or isinstance(values[key], bool)):
-            wanted = "a text" if kind is str else "an integer" if kind is int else "a number"
-            raise InputError(f"lottery.{key}={values[key]!r} is of the wrong type; give {wanted}.")
-    for key, kind, wanted in (
-        ("seeds", int, "integers"), ("densities", (int, float), "numbers"), ("include", str, "names"),
-        ("exclude", str, "names"),
-    ):  # fmt: skip
-        for value in values.get(key, []):
-            if not isinstance(value, kind) or isinstance(value, bool):
-                raise InputError(f"lottery.{key}={values[key]!r} must be a list of {wanted}.")
-        if key in values:
-            values[key] = list(values[key])
     if "step1_options" in values:
         values["step1_options"] = options_in(values["step1_options"], "lottery.step1_options")
     return values
+
+
+def _check_types(settings: LotterySettings) -> None:
+    whole = ("levels", "min_per_filter")
+    for key in (*NUMBERS, *TEXTS):
+        value = getattr(settings, key)
+        kind = str if key in TEXTS else int if key in whole else (int, float)
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            wanted = "a text" if kind is str else "an integer" if kind is int else "a number"
+            raise InputError(f"lottery.{key}={value!r} is of the wrong type; give {wanted}.")
+    for key, (kinds, wanted) in LISTS.items():
+        values = getattr(settings, key)
+        if values is None:
+            continue
+        if not isinstance(values, list) or any(not isinstance(v, kinds) or isinstance(v, bool) for v in values):
+            raise InputError(f"lottery.{key}={values!r} must be a list of {wanted}.")

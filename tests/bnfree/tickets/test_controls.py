@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from bnfree.errors import InputError
+from bnfree.plugins import BUILT_IN, resolve
 from bnfree.tickets import (
+    ControlledTicket,
     apply,
     checksum,
     effective_zeros,
@@ -138,6 +140,34 @@ def test_a_control_is_as_sparse_as_its_ticket(ticket):
         assert sum(effective_zeros(network).values()) == expected
     rewind(network, snapshot, random_masks(masks, 1))
     assert sum(effective_zeros(network).values()) == expected
+
+
+@pytest.mark.parametrize("name", BUILT_IN["control"])
+def test_a_control_by_name_takes_one_thing_away(ticket, name):
+    network, complete, masks = ticket
+    start = {n: 3 * value * masks[n.removesuffix(".weight")] if n.removesuffix(".weight") in masks else value
+             for n, value in complete.items()}  # fmt: skip
+    drawn, weights = resolve("control", name).draw(ControlledTicket(network, masks, start, complete, 7))
+    scope = {"random_layerwise": "layer", "random_global": "global"}.get(name)
+    assert resolve("control", name).scope == scope
+    assert all(torch.equal(drawn[n], masks[n]) for n in masks) is (scope is None)
+    if scope is not None:
+        expected = random_masks(masks, 7, scope)
+        assert all(torch.equal(drawn[n], expected[n]) for n in masks)
+    for n, value in weights.items():
+        layer = n.removesuffix(".weight")
+        if layer not in masks:
+            assert torch.equal(value, complete[n])
+        elif scope is not None:
+            # What the ticket has pruned is there again, for a mask that keeps it.
+            assert torch.equal(value, complete[n])
+        elif name == "reinit":
+            # As large as all weights of the layer, where those of the ticket are three times as large.
+            spread = [w.double().std(correction=0).item() for w in (value, complete[n])]
+            assert spread[0] == pytest.approx(spread[1], rel=0.15)
+        else:
+            assert not torch.equal(value, start[n])
+            assert torch.equal((value > 0).sum((1, 2, 3)), ((value > 0) & masks[layer]).sum((1, 2, 3)))
 
 
 def test_mistakes(ticket):

@@ -33,6 +33,7 @@ def lottery(project):
         (["--lottery.densities=[0.5, 0.001]"], "density 0.001 is less than ReActNet18 can have here"),
         (["--lottery.exclude=[nothing.*]"], "exclude='nothing.*' fits no convolution"),
         (["--lottery.densitys=[0.5]"], "lottery.densitys is not known; did you mean 'densities'"),
+        (["--lottery.controls=reinit"], "--lottery.controls is no option of bnfree lottery run: give --controls"),
         (["--lottery.find_in=step2"], "lottery.find_in='step2' is not known"),
         (["--seeds=0,0"], "lottery.seeds=[0, 0] must be different integers"),
         (["--seeds=a"], "lottery.seeds=['a'] must be a list of integers"),
@@ -74,6 +75,16 @@ def test_mistakes_in_the_file(lottery, project, complaint, content, said):
         return
     assert said in complaint("lottery", "run", "lottery.yaml")
     assert not lottery.exists()
+
+
+def test_shipped_lotteries_and_recipes_are_found_by_name(project, complaint):
+    assert "must be above 0" in complaint("lottery", "run", "digits_lottery", "--lottery.densities=[0.5, 0]")
+    assert "'step3' is no stage of the recipe" in complaint("recipe", "cifar10_recipe", "--stages=step3")
+    (project / "recipe.yaml").write_text("stages: {one: quickstart, two: {config: [quickstart, mine.yaml]}}")
+    message = complaint("recipe", "recipe.yaml")
+    assert "stage 'two' in 'recipe.yaml' names the config 'mine.yaml', which does not exist" in message
+    (project / "mine.yaml").write_text("seed_everything: 1")
+    assert "'three' is no stage" in complaint("recipe", "recipe.yaml", "--stages=three")
 
 
 def test_a_file_that_is_not_there(lottery, complaint):
@@ -134,7 +145,8 @@ def test_unknown_actions(complaint):
 def test_manuals_do_without_torch():
     code = (
         "import sys; from bnfree.lightning_modules.cli import main; "
-        "main(['lottery']); main(['lottery', 'run', '--help']); print('torch' in sys.modules)"
+        "[main([*words.split()]) for words in ('lottery', 'lottery run --help', 'lottery controls --help', "
+        "'lottery early-bird --help', 'recipe --help')]; print('torch' in sys.modules)"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.splitlines()[-1] == "False"

@@ -55,6 +55,21 @@ def test_what_belongs_to_the_lottery_is_not_asked_of_its_fits(project):
         LotterySettings.read("lottery.yaml", fit=FitSettings(ckpt_path="a.ckpt"))
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"densities": 0.5}, r"lottery\.densities=0\.5 must be a list of numbers"),
+        ({"densities": ["half"]}, "must be a list of numbers"),
+        ({"densities": [0.5], "score": 3}, r"lottery\.score=3 is of the wrong type; give a text"),
+        ({"rate": 0.5, "levels": 1.5}, r"lottery\.levels=1\.5 is of the wrong type; give an integer"),
+        ({"densities": [0.5], "seeds": [True]}, r"lottery\.seeds=\[True\] must be a list of integers"),
+    ],
+)
+def test_settings_of_the_wrong_type(wrong, said):
+    with pytest.raises(InputError, match=said):
+        LotterySettings(fit=FitSettings("quickstart"), **wrong)
+
+
 def test_controls_are_looked_at_before_anything_is_trained(project):
     write_lottery(project)
     for controls, said in (
