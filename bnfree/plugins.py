@@ -32,10 +32,10 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "shuffle_signs": "bnfree.tickets.controls.ShuffleSigns",
     },
     "export_format": {
-        "packed": "bnfree.packing.formats.Packed",
-        "openvino": "bnfree.packing.formats.OpenVINO",
-        "torch_export": "bnfree.packing.formats.TorchExport",
-        "onnx": "bnfree.packing.formats.ONNX",
+        "packed": "bnfree.packing.formats.PackedFormat",
+        "openvino": "bnfree.packing.formats.OpenVINOFormat",
+        "torch_export": "bnfree.packing.formats.TorchExportFormat",
+        "onnx": "bnfree.packing.formats.ONNXFormat",
     },
     "sign_estimator": {
         "approx": "bnfree.binarize.PiecewiseQuadratic",

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from bnfree.import_names import one_module
 
 if TYPE_CHECKING:
-    from bnfree.lightning_modules.deployment.bench import BenchSettings, bench
-    from bnfree.lightning_modules.deployment.export import ExportSettings, export
+    from bnfree.lightning_modules.deployment.bench import BenchResult, BenchSettings, bench
+    from bnfree.lightning_modules.deployment.export import ExportResult, ExportSettings, export
     from bnfree.lightning_modules.experiments.lottery.controls import run_controls
     from bnfree.lightning_modules.experiments.lottery.early_bird import run_early_bird
     from bnfree.lightning_modules.experiments.lottery.lottery import run_lottery
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from bnfree.lightning_modules.modules.image_classifier import ImageClassifier
     from bnfree.lightning_modules.modules.teacher import Teacher
     from bnfree.lightning_modules.modules.torchvision_network import TorchvisionNetwork
-    from bnfree.lightning_modules.reports.network_costs import SummarySettings, summary
+    from bnfree.lightning_modules.reports.documents import ReportResult
+    from bnfree.lightning_modules.reports.network_costs import SummaryResult, SummarySettings, summary
     from bnfree.lightning_modules.reports.report import ReportSettings, report
     from bnfree.lightning_modules.training.fit import FitResult, fit
     from bnfree.lightning_modules.training.settings import FitSettings
@@ -32,17 +33,21 @@ if TYPE_CHECKING:
 one_module(__name__)
 
 PUBLIC = {
+    "BenchResult": "deployment.bench",
     "BenchSettings": "deployment.bench",
     "ControlSettings": "experiments.lottery.settings",
     "DistilledClassifier": "modules.distilled_classifier",
     "EarlyBirdSettings": "experiments.lottery.settings",
+    "ExportResult": "deployment.export",
     "ExportSettings": "deployment.export",
     "FitResult": "training.fit",
     "FitSettings": "training.settings",
     "ImageClassifier": "modules.image_classifier",
     "LotterySettings": "experiments.lottery.settings",
     "RecipeSettings": "experiments.recipe_file",
+    "ReportResult": "reports.documents",
     "ReportSettings": "reports.report",
+    "SummaryResult": "reports.network_costs",
     "SummarySettings": "reports.network_costs",
     "Teacher": "modules.teacher",
     "TorchvisionNetwork": "modules.torchvision_network",
@@ -59,17 +64,21 @@ PUBLIC = {
 """Where each public name is."""
 
 __all__ = [
+    "BenchResult",
     "BenchSettings",
     "ControlSettings",
     "DistilledClassifier",
     "EarlyBirdSettings",
+    "ExportResult",
     "ExportSettings",
     "FitResult",
     "FitSettings",
     "ImageClassifier",
     "LotterySettings",
     "RecipeSettings",
+    "ReportResult",
     "ReportSettings",
+    "SummaryResult",
     "SummarySettings",
     "Teacher",
     "TorchvisionNetwork",

@@ -107,7 +107,7 @@ def export_format(given: Any) -> ExportFormat:
     return format_
 
 
-class Packed(ExportFormat):
+class PackedFormat(ExportFormat):
     """A safetensors file of bits, see `bnfree.packing.file_format`."""
 
     suffix = ".safetensors"
@@ -123,7 +123,7 @@ class Packed(ExportFormat):
         return load(path, engine)
 
 
-class OpenVINO(ExportFormat):
+class OpenVINOFormat(ExportFormat):
     """OpenVINO's intermediate representation, with its own binary convolution."""
 
     suffix = ".xml"
@@ -149,7 +149,7 @@ class OpenVINO(ExportFormat):
         return OpenVINONetwork.of_file(path)
 
 
-class TorchExport(ExportFormat):
+class TorchExportFormat(ExportFormat):
     """A program of `torch.export`."""
 
     suffix = ".pt2"
@@ -168,7 +168,7 @@ class TorchExport(ExportFormat):
         return load_program(path)
 
 
-class ONNX(ExportFormat):
+class ONNXFormat(ExportFormat):
     """A model in the Open Neural Network Exchange format."""
 
     suffix = ".onnx"

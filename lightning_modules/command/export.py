@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from bnfree.errors import InputError
 from bnfree.lightning_modules.deployment.check import Check
-from bnfree.lightning_modules.deployment.export import MISSING, ExportResult, ExportSettings, export
+from bnfree.lightning_modules.deployment.export import NO_CHECKPOINT, ExportResult, ExportSettings, export
 from bnfree.lightning_modules.training.class_names import OPTION
 from bnfree.lightning_modules.training.config.parser import CommandParser
 from bnfree.lightning_modules.training.config.sources import options_of, take_positionals
@@ -20,9 +20,9 @@ from bnfree.packing.real_weights import PRECISIONS, RealPrecision, RealWeight
 from bnfree.text_tables import fields
 
 FORMATS = "Kind of file: packed, openvino, torch_export, onnx, or the dotted path of an ExportFormat of your own"
-FLAGS = ("--check", "--overwrite")
+OWN_FLAGS = ("--check", "--overwrite")
 # What the parser adds to the config of a network.
-OWN = (
+OWN_OPTIONS = (
     "output", "format", "overwrite", "classifier_precision", "convolution_precision", "masks", "check", "images",
     "num_images", "engine",
 )  # fmt: skip
@@ -47,7 +47,7 @@ def run(arguments: Sequence[str]) -> int:
         InputError: a mistake in what the user gave.
     """
     config = parse(_parser(), [arguments[0], *_source_as_options(arguments[1:])])
-    found = export(ExportSettings(config, **{name: config[name] for name in OWN}))
+    found = export(ExportSettings(config, **{name: config[name] for name in OWN_OPTIONS}))
     if found.missing_data:
         say(f"The data are not there ({found.missing_data}), so the file says of them only what is known without.")
     if found.check is not None:
@@ -61,10 +61,10 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _source_as_options(arguments: Sequence[str]) -> list[str]:
-    sources, rest = take_positionals(arguments, FLAGS)
+    sources, rest = take_positionals(arguments, OWN_FLAGS)
     names = {argument.partition("=")[0] for argument in arguments}
     if not sources and not names & {"--ckpt_path", "--help", "-h"} and not any(n.endswith(".help") for n in names):
-        raise InputError(MISSING)
+        raise InputError(NO_CHECKPOINT)
     return [*options_of(sources[0]), *rest, *sources[1:]] if sources else list(arguments)
 
 

@@ -19,8 +19,8 @@ DESCRIPTION = f"""Counts the operations, parameters and stored bits of each laye
 {SOURCE}; of a run directory it is the last checkpoint, with its pruning masks. Options of the model beat it, such as
 --model.backbone.width=16. Only the network is built: no data, no trainer, no run directory. What is counted, and how:
 the docstring of bnfree.costs."""
-WIDTH = 120
-TITLES = (
+COST_WIDTH = 120
+COST_TITLES = (
     ("layer", "kind", "input -> output", "kernel", "binary", "real", "BOPs", "FLOPs", "OPs", "density", "bits"),
     ("", "", "", "", "params", "params", "", "", "", "", ""),
 )
@@ -126,7 +126,7 @@ def memory_report(found: SummaryResult, as_json: bool) -> str:
 def _cost_table(cost: NetworkCost) -> str:
     """The layers, one a line of at most 120 characters, and a line of totals; long names are cut at their beginning."""
     total = ("total", "", "", "", *_figures(cost), short_count(sum(row.bits for row in cost.rows)))
-    lines = columns([*TITLES, *(_cost_row(row) for row in cost.rows), total], left=4, width=WIDTH)
+    lines = columns([*COST_TITLES, *(_cost_row(row) for row in cost.rows), total], left=4, width=COST_WIDTH)
     rule = "-" * max(map(len, lines))
     return "\n".join([*lines[:2], rule, *lines[2:-1], rule, lines[-1]])
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from bnfree.errors import InputError
-from bnfree.lightning_modules.training.messages import quieten
 from bnfree.names import did_you_mean
 
 
@@ -76,6 +75,9 @@ def run(arguments: Sequence[str]) -> int:
         raise InputError(
             f"action {name!r} of ticket is not known; {did_you_mean(name, ACTIONS) or f'choose from {known}.'}"
         )
+    # After the manual, which answers without torch.
+    from bnfree.lightning_modules.training.messages import quieten
+
     quieten(arguments[0])
     module = importlib.import_module(f"bnfree.lightning_modules.command.{ACTIONS[name].module}")
     code: int = getattr(module, f"run_{name}")(arguments[1:])

@@ -30,7 +30,7 @@ analytic one of a fresh network. The shifts of the signs are scaled with it, so 
 
 A mapping says which block goes where: 0:0;1:1,3;2:2,4 puts block 1 of a stage to the places 1 and 3. One serves all
 stages, or one for each, joined by |. Every place must be filled once, and 0:0 is part of every mapping."""
-STRETCH = f"""\
+STRETCH_MANUAL = f"""\
 Makes a ticket for a deeper network.
 
 {HOW.format(moved="copied")}
@@ -42,14 +42,14 @@ STRETCH_EXAMPLES = """\
   bnfree ticket stretch reactnet_a.pt --repeated_blocks 8 --order interpolate --output deeper.pt
   bnfree ticket stretch ticket.pt --to configs/deep.yaml --calibrate --output deeper.pt
   bnfree fit --config CONFIG --model.backbone.blocks_per_stage=[6,6,6,6] --model.init_from=deeper.pt"""
-SQUEEZE = f"""\
+SQUEEZE_MANUAL = f"""\
 Makes a ticket for a shallower network; undoes stretch in the same order.
 
 {HOW.format(moved="dropped")}"""
 SQUEEZE_EXAMPLES = """\
   bnfree ticket squeeze ticket.pt --blocks_per_stage 2,2,2,2 --output shallow.pt
   bnfree ticket squeeze deeper.pt --to ticket.pt --output back.pt"""
-TRANSFER = """\
+TRANSFER_MANUAL = """\
 Makes a ticket for another data set: other classes, other image channels, another stem.
 
 A part of the network (stem, body, classifier) is carried over whole or drawn fresh whole. Carried over is what has the
@@ -76,7 +76,7 @@ def run_stretch(arguments: Sequence[str]) -> int:
     Args:
         arguments: `stretch` and its options.
     """
-    return _run_elastic(ActionParser("bnfree ticket stretch", STRETCH, STRETCH_EXAMPLES), arguments)
+    return _run_elastic(ActionParser("bnfree ticket stretch", STRETCH_MANUAL, STRETCH_EXAMPLES), arguments)
 
 
 def run_squeeze(arguments: Sequence[str]) -> int:
@@ -85,7 +85,7 @@ def run_squeeze(arguments: Sequence[str]) -> int:
     Args:
         arguments: `squeeze` and its options.
     """
-    return _run_elastic(ActionParser("bnfree ticket squeeze", SQUEEZE, SQUEEZE_EXAMPLES), arguments)
+    return _run_elastic(ActionParser("bnfree ticket squeeze", SQUEEZE_MANUAL, SQUEEZE_EXAMPLES), arguments)
 
 
 def _run_elastic(parser: ActionParser, arguments: Sequence[str]) -> int:
@@ -130,7 +130,7 @@ def run_transfer(arguments: Sequence[str]) -> int:
     Args:
         arguments: `transfer` and its options.
     """
-    parser = ActionParser("bnfree ticket transfer", TRANSFER, TRANSFER_EXAMPLES)
+    parser = ActionParser("bnfree ticket transfer", TRANSFER_MANUAL, TRANSFER_EXAMPLES)
     parser.add_argument("ticket", metavar="TICKET", help="ticket file")
     parser.add_argument("--keep_classifier", action="store_true", help="carry the classifier over too")
     _add_copy(parser)

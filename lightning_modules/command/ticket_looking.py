@@ -14,7 +14,7 @@ from bnfree.lightning_modules.training.checkpoints import differences
 from bnfree.text_tables import fields, short_count, table
 from bnfree.tickets import LayerDensity, MaskOverlap, Ticket, checksum
 
-INFO = """\
+INFO_MANUAL = """\
 Says what a ticket is: its network, how its masks were found, what its training starts from, which tickets it was made
 of, who has signed it; and for each pruned layer
 
@@ -30,7 +30,7 @@ INFO_EXAMPLES = """\
   bnfree ticket info ticket.pt
   bnfree ticket info runs/digits_lottery/seed_0/level_03"""
 INFO_TITLES = ("layer", "shape", "weights", "kept", "density", "zeros", "empty", "occupied", "stored", "bits/w")
-DIFF = """\
+DIFF_MANUAL = """\
 Compares two tickets, or checkpoints of pruned networks, layer by layer:
 
   kept A, kept B    density of each
@@ -58,7 +58,7 @@ def run_info(arguments: Sequence[str]) -> int:
     Args:
         arguments: `info` and its options.
     """
-    parser = ActionParser("bnfree ticket info", INFO, INFO_EXAMPLES)
+    parser = ActionParser("bnfree ticket info", INFO_MANUAL, INFO_EXAMPLES)
     parser.add_argument("ticket", metavar="TICKET", help="ticket file, or checkpoint of a pruned network")
     info = ticket_info(parser.parse_args(arguments[1:]).ticket)
     zeros = [] if info.why_no_zeros is None else [("zeros", info.why_no_zeros)]
@@ -168,7 +168,7 @@ def run_diff(arguments: Sequence[str]) -> int:
     Args:
         arguments: `diff` and its options.
     """
-    parser = ActionParser("bnfree ticket diff", DIFF, DIFF_EXAMPLES)
+    parser = ActionParser("bnfree ticket diff", DIFF_MANUAL, DIFF_EXAMPLES)
     parser.add_argument("first", metavar="A", help="ticket file, or checkpoint of a pruned network")
     parser.add_argument("second", metavar="B", help="another one")
     options = parser.parse_args(arguments[1:])

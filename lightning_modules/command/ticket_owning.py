@@ -22,7 +22,7 @@ from bnfree.names import did_you_mean
 from bnfree.text_tables import fields
 from bnfree.tickets import Verification, checksum
 
-SIGN = """\
+SIGN_MANUAL = """\
 Puts an owner's mark into the masks of a ticket, spread over several layers. The key decides which kernels (kH x kW
 weights between one input channel and one filter) carry a bit, and what each bit is: a kernel with a survivor is 1, an
 empty one 0. Every layer keeps its number of survivors. Without the key the mark can be neither found nor read.
@@ -37,7 +37,7 @@ SIGN_EXAMPLES = """\
   bnfree ticket key new --output owner.key
   bnfree ticket sign ticket.pt --key owner.key --message "A. Owner, digits, 2026" --output signed.pt
   bnfree ticket sign ticket.pt --key owner.key --layers "body.2.*" "body.3.*" --bits 128 --output signed.pt"""
-VERIFY = """\
+VERIFY_MANUAL = """\
 Looks for the mark of a key in the masks of a ticket or of a checkpoint, which may have been trained, pruned further and
 regrown since. Says how probable it is that a key without any connection to these masks finds as many bits: a binomial
 tail at the base rates of the masks themselves, so that masks which are nearly all full or empty prove nothing by that.
@@ -65,10 +65,10 @@ Files with keys are written with mode 0600, and what is in them is never printed
 
 Options: bnfree ticket key new|split|join --help
 """
-NEW = """\
+NEW_MANUAL = """\
 Writes an owner's key: a random secret of 256 bits. Whoever has it can claim what it signs, and without it nobody can
 prove a mark: keep a copy in a safe place. An existing file is never replaced."""
-SPLIT = """\
+SPLIT_MANUAL = """\
 Takes the best survivors (by standardised magnitude) out of a ticket. The locked ticket can be given away; it trains,
 but to less. Its key holds the places and values of what is missing. In the locked file there are drawn values in their
 place, like those of pruned weights. The survivors' places protect; what a network of this architecture can learn from
@@ -76,7 +76,7 @@ scratch remains possible.
 
 Source: the first scheme of Chen et al. (NeurIPS 2021, arXiv 2111.00162), where keys of 5 to 15 % of the survivors cost
 more than a point when they were missing. Measure it on your task."""
-JOIN = """\
+JOIN_MANUAL = """\
 Makes the ticket that split has taken apart, bit for bit. The key of another ticket is refused."""
 CHANCE = "that a key without connection to these masks finds"
 
@@ -87,7 +87,7 @@ def run_sign(arguments: Sequence[str]) -> int:
     Args:
         arguments: `sign` and its options.
     """
-    parser = ActionParser("bnfree ticket sign", SIGN, SIGN_EXAMPLES)
+    parser = ActionParser("bnfree ticket sign", SIGN_MANUAL, SIGN_EXAMPLES)
     parser.add_argument("ticket", metavar="TICKET", help="ticket file")
     parser.add_argument("--key", metavar="KEY", required=True, help="the owner's key, see bnfree ticket key new")
     parser.add_argument("--message", metavar="TEXT", default="", help="what is signed: owner, checksum of a model card")
@@ -129,7 +129,7 @@ def run_verify(arguments: Sequence[str]) -> int:
     Returns:
         0 if the claim is accepted, 1 if not.
     """
-    parser = ActionParser("bnfree ticket verify", VERIFY, VERIFY_EXAMPLES)
+    parser = ActionParser("bnfree ticket verify", VERIFY_MANUAL, VERIFY_EXAMPLES)
     parser.add_argument("ticket", metavar="TICKET", help="ticket file, or checkpoint of a pruned network")
     parser.add_argument("--key", metavar="KEY", required=True, help="the owner's key")
     parser.add_argument("--signed", metavar="TICKET", help="the owner's signed ticket (default: TICKET itself)")
@@ -207,7 +207,7 @@ def run_key(arguments: Sequence[str]) -> int:
 
 
 def _new(words: Sequence[str]) -> None:
-    parser = ActionParser("bnfree ticket key new", NEW, "  bnfree ticket key new --output owner.key")
+    parser = ActionParser("bnfree ticket key new", NEW_MANUAL, "  bnfree ticket key new --output owner.key")
     parser.add_argument("--output", metavar="KEY", required=True, help="where the key goes")
     key = new_owner_key(parser.parse_args(words).output)
     print(fields([("key", str(key.path)), ("key id", f"{key.id}, which signatures name"),
@@ -216,7 +216,7 @@ def _new(words: Sequence[str]) -> None:
 
 def _split(words: Sequence[str]) -> None:
     example = "  bnfree ticket key split ticket.pt --share 0.1 --key ticket.key --output locked.pt"
-    parser = ActionParser("bnfree ticket key split", SPLIT, example)
+    parser = ActionParser("bnfree ticket key split", SPLIT_MANUAL, example)
     parser.add_argument("ticket", metavar="TICKET", help="ticket file")
     parser.add_argument("--share", type=float, default=0.05, help="of the survivors, in the key (default: 0.05)")
     parser.add_argument("--seed", type=int, default=0, help="of the values in their place (default: 0)")
@@ -236,7 +236,7 @@ def _split(words: Sequence[str]) -> None:
 
 def _join(words: Sequence[str]) -> None:
     example = "  bnfree ticket key join locked.pt --key ticket.key --output ticket.pt"
-    parser = ActionParser("bnfree ticket key join", JOIN, example)
+    parser = ActionParser("bnfree ticket key join", JOIN_MANUAL, example)
     parser.add_argument("ticket", metavar="LOCKED", help="ticket file")
     parser.add_argument("--key", metavar="KEY", required=True, help="file of the key")
     add_output(parser, "the whole ticket")

@@ -21,7 +21,7 @@ from bnfree.packing.layers import tensors_of
 from bnfree.packing.unpacked_network import UnpackedNetwork
 
 # Vector instructions that the packed kernels gain from, the best first; the first is a popcount of eight words at once.
-FLAGS = ("avx512_vpopcntdq", "avx512bw", "avx2", "asimd")
+INSTRUCTION_SETS = ("avx512_vpopcntdq", "avx512bw", "avx2", "asimd")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Machine:
 
     processor: str
     instructions: str
-    """The best of `FLAGS` that it has, or `unknown`."""
+    """The best of `INSTRUCTION_SETS` that it has, or `unknown`."""
     popcount: bool
     """Whether it counts the bits of vectors (AVX-512 VPOPCNTDQ)."""
     processors: int
@@ -132,9 +132,9 @@ def bench(settings: BenchSettings) -> BenchResult:
 def describe_machine() -> Machine:
     """The processor, what of it is used, and how busy it is."""
     name, flags = _processor()
-    best = next((flag for flag in FLAGS if flag in flags), "unknown")
+    best = next((flag for flag in INSTRUCTION_SETS if flag in flags), "unknown")
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return Machine(name, best, FLAGS[0] in flags, os.cpu_count() or 1, torch.get_num_threads(), load)
+    return Machine(name, best, INSTRUCTION_SETS[0] in flags, os.cpu_count() or 1, torch.get_num_threads(), load)
 
 
 def _processor() -> tuple[str, set[str]]:

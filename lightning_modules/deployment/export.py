@@ -34,7 +34,7 @@ from bnfree.packing.file_layout import MaskForm
 from bnfree.packing.formats import ExportFormat, export_format
 from bnfree.packing.real_weights import RealPrecision
 
-MISSING = "the checkpoint is not given; name it: bnfree export RUN/checkpoints/best.ckpt."
+NO_CHECKPOINT = "the checkpoint is not given; name it: bnfree export RUN/checkpoints/best.ckpt."
 Batches = Iterator[tuple[Tensor, Tensor | None]]
 """Normalised images (N, C, H, W), and their labels (N,) where they are known."""
 
@@ -116,7 +116,7 @@ def export(settings: ExportSettings) -> ExportResult:
     if not isinstance(config, Namespace):
         config = read_description(config, settings.options)
     if config.ckpt_path is None:
-        raise InputError(MISSING)
+        raise InputError(NO_CHECKPOINT)
     kind = export_format(settings.format)
     place = _place(settings, kind, config.ckpt_path)
     kind.check_installed(str(settings.format))

@@ -48,10 +48,10 @@ def interleaved(functions: Mapping[str, Callable[[], object]], seconds: float) -
             start = time.perf_counter()
             function()
             measured[name].append(time.perf_counter() - start)
-    return {name: summarize(values) for name, values in measured.items()}
+    return {name: summarize_times(values) for name, values in measured.items()}
 
 
-def summarize(values: list[float]) -> Times:
+def summarize_times(values: list[float]) -> Times:
     """Median and 95th percentile (nearest rank) of at least one time."""
     ordered = sorted(values)
     return Times(statistics.median(ordered), ordered[math.ceil(0.95 * len(ordered)) - 1], len(ordered))

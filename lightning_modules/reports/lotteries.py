@@ -21,7 +21,7 @@ from bnfree.lightning_modules.experiments.lottery.level_results import (
 from bnfree.lightning_modules.reports.documents import existing_directory, read_settings
 from bnfree.lightning_modules.reports.summaries import Summary, summarized
 
-SETTINGS = "lottery.yaml"
+LOTTERY_FILE = "lottery.yaml"
 WRITER = "bnfree lottery run"
 TOLERANCE = 0.01
 """How far the mean accuracy of a matching level may lie below the dense one, unless said otherwise."""
@@ -32,7 +32,7 @@ Metric = Literal["test", "val"]
 def is_lottery_run(path: str | Path) -> bool:
     """Whether a directory is one of a lottery run, finished or not."""
     directory = Path(path).expanduser()
-    return (directory / SETTINGS).is_file() or any(directory.glob("seed_*/level_*"))
+    return (directory / LOTTERY_FILE).is_file() or any(directory.glob("seed_*/level_*"))
 
 
 @dataclass(frozen=True)
@@ -70,20 +70,20 @@ def read_lottery_run(path: str | Path) -> LotteryRun:
     """
     directory = existing_directory(path, "DIR", f"give the directory of a {WRITER}.")
     levels = read_levels(directory)
-    if not levels and not (directory / SETTINGS).is_file():
-        above = next((parent for parent in directory.resolve().parents if (parent / SETTINGS).is_file()), None)
-        inside = sorted(directory.glob(f"*/{SETTINGS}"))
+    if not levels and not (directory / LOTTERY_FILE).is_file():
+        above = next((parent for parent in directory.resolve().parents if (parent / LOTTERY_FILE).is_file()), None)
+        inside = sorted(directory.glob(f"*/{LOTTERY_FILE}"))
         remedy = f"give a directory that {WRITER} has written."
         if above is not None:
             remedy = f"it lies in one, {str(above)!r}."
         elif inside:
             remedy = f"it holds some, such as {str(inside[0].parent)!r}."
-        raise InputError(f"DIR={str(path)!r} is no lottery run, for it has neither {SETTINGS} nor levels; {remedy}")
+        raise InputError(f"DIR={str(path)!r} is no lottery run, for it has neither {LOTTERY_FILE} nor levels; {remedy}")
     if not levels:
         raise InputError(f"DIR={str(path)!r} has no finished level yet; report it once one has trained.")
     folders = [f for f in directory.glob("seed_*/**/level_*") if f.is_dir() and re.fullmatch(r"level_\d+", f.name)]
     unfinished = [f.relative_to(directory).as_posix() for f in sorted(folders) if not (f / FINISHED).is_file()]
-    settings = read_settings(directory / SETTINGS, WRITER) if (directory / SETTINGS).is_file() else {}
+    settings = read_settings(directory / LOTTERY_FILE, WRITER) if (directory / LOTTERY_FILE).is_file() else {}
     return LotteryRun(directory, levels, settings, unfinished)
 
 

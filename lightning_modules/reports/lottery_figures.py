@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 9.0, 4.8
 # Of the figure's height, what title and axis leave.
-AXES_SHARE = 0.78
+CURVE_AXES_SHARE = 0.78
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = COLORS
-STYLES = {
+KIND_STYLES = {
     "ticket": (BLUE, "o", "-"),
     "random_layerwise": (VERMILION, "s", "--"),
     "random_global": (ORANGE, "D", "--"),
@@ -72,7 +72,7 @@ def draw_curve(groups: Sequence[LevelGroup], metric: Metric, tolerance: float, t
     axes.set_xlabel("\n".join(["density: kept weights (%), logarithmic", *_spread(measured)]), fontsize=FONT_SIZE)
     axes.margins(y=0.08)
     plain_axes(axes)
-    write_at_ends(axes, labels, 72 * HEIGHT * AXES_SHARE)
+    write_at_ends(axes, labels, 72 * HEIGHT * CURVE_AXES_SHARE)
     return figure
 
 
@@ -100,7 +100,7 @@ def _draw_dense(axes: Axes, dense: LevelGroup, metric: Metric, tolerance: float)
 
 
 def _draw_kind(axes: Axes, groups: Sequence[LevelGroup], dense: LevelGroup | None, metric: Metric) -> EndLabel:
-    color, marker, style = STYLES.get(groups[0].kind, (GREY, "*", ":"))
+    color, marker, style = KIND_STYLES.get(groups[0].kind, (GREY, "*", ":"))
     # A ticket has come from the dense network, a control has not.
     start = [dense] if dense is not None and groups[0].kind == "ticket" else []
     points = []

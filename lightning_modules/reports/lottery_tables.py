@@ -20,7 +20,7 @@ LAYER_COLUMNS = (
     "kind", "seed", "level", "layer", "weights", "kept", "density", "effective_zeros", "filters", "empty_filters",
     "bops", "kept_bops", "kept_bops_share", "entropy_bits", "dense_bits",
 )  # fmt: skip
-ALL = "all"
+ALL_LAYERS = "all"
 
 
 def level_rows(groups: Sequence[LevelGroup], metric: Metric, tolerance: float) -> list[list[str]]:
@@ -202,7 +202,7 @@ def layers_csv(counts: Sequence[LevelCounts]) -> str:
             masks = {name: getattr(layer.mask, name) for name in ("weights", "kept", "filters", "empty_filters")}
             rows.append({**level, "layer": layer.mask.name, **_shares({**masks, **sums})})
         names = ("weights", "kept", "effective_zeros", "filters", "empty_filters", "bops", "kept_bops", "entropy_bits")
-        rows.append({**level, "layer": ALL, **_shares({name: count.total(name) for name in names})})
+        rows.append({**level, "layer": ALL_LAYERS, **_shares({name: count.total(name) for name in names})})
     return csv_text(LAYER_COLUMNS, rows)
 
 

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 LayerGains = dict[str, float]
 
-STYLES = ("-", "--", ":", "-.")
+LINE_STYLES = ("-", "--", ":", "-.")
 WIDTH, PANEL_HEIGHT, GAINS_HEIGHT = 11.0, 2.9, 3.3
 # Of a panel's height, what title and axis leave.
-AXES_SHARE = 0.72
+PANEL_AXES_SHARE = 0.72
 FEW_POINTS = 20
 # More groups or longer names than this do not fit beside the lines.
 MOST_NAMES, LONGEST_NAME = 5, 20
@@ -60,7 +60,7 @@ APART = (
     Panel("Validation loss", "loss", {"val/loss": ""}, scale_of="loss"),
     Panel("Training loss", "loss", {"train/loss": ""}, scale_of="loss"),
 )
-OTHERS = (
+MORE_PANELS = (
     Panel("Learning rate", "learning rate", {LEARNING_RATE: ""}, from_zero=True, marked=False),
     Panel("Gradient clipping, mean over the epoch", "units clipped", {CLIPPED: ""}, percent=True, from_zero=True),
     Panel("Sign flips in the epoch", "weights flipped", {FLIPPED: ""}, percent=True, from_zero=True),
@@ -79,7 +79,7 @@ def draw_runs(groups: list[Group], title: str) -> Figure:
 
     panels = [
         panel
-        for panel in (*(TOGETHER if len(groups) == 1 else APART), *OTHERS)
+        for panel in (*(TOGETHER if len(groups) == 1 else APART), *MORE_PANELS)
         if any(group.bands(metric) for group in groups for metric in panel.lines)
     ]
     gains = any(first_and_last(group) for group in groups)
@@ -105,7 +105,7 @@ def draw_runs(groups: list[Group], title: str) -> Figure:
         for axes in several:
             axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
     for axes, labels in drawn:
-        write_at_ends(axes, labels, 72 * PANEL_HEIGHT * AXES_SHARE)
+        write_at_ends(axes, labels, 72 * PANEL_HEIGHT * PANEL_AXES_SHARE)
     if in_place:
         figure.suptitle(title, fontsize=14, fontweight="bold")
     else:
@@ -167,7 +167,7 @@ def _same(bands: list[Band], others: list[Band]) -> bool:
 
 
 def _style(number: int) -> str:
-    return STYLES[number // len(COLORS) % len(STYLES)]
+    return LINE_STYLES[number // len(COLORS) % len(LINE_STYLES)]
 
 
 def _draw_legend(figure: Figure, groups: list[Group], title: str) -> None:

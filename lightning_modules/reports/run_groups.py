@@ -88,7 +88,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """All groups, and the settings in which they differ."""
 
     groups: list[Group]
@@ -97,7 +97,7 @@ class Comparison:
     """For each setting that differs, the value in each group."""
 
 
-def compare(runs: Sequence[Run], given_labels: Sequence[str] = ()) -> Comparison:
+def compare_runs(runs: Sequence[Run], given_labels: Sequence[str] = ()) -> RunComparison:
     """Groups runs; a directory that is given twice counts once.
 
     Runs belong together when their settings are equal and their seeds all different. Where a seed comes twice, nothing
@@ -135,7 +135,7 @@ def compare(runs: Sequence[Run], given_labels: Sequence[str] = ()) -> Comparison
             )
         names = list(given_labels)
     groups = [Group(name, [runs[i] for i in indices]) for name, indices in zip(names, members, strict=True)]
-    return Comparison(groups, differing_settings(of_groups))
+    return RunComparison(groups, differing_settings(of_groups))
 
 
 def mean_curve(curves: Iterable[dict[float, float]]) -> dict[float, tuple[float, float, float]]:

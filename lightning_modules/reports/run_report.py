@@ -21,7 +21,7 @@ from bnfree.lightning_modules.reports.documents import (
 )
 from bnfree.lightning_modules.reports.figures import save_png
 from bnfree.lightning_modules.reports.run_figure import draw_runs
-from bnfree.lightning_modules.reports.run_groups import ACCURACIES, Comparison, Group, compare, short_name
+from bnfree.lightning_modules.reports.run_groups import ACCURACIES, Group, RunComparison, compare_runs, short_name
 from bnfree.lightning_modules.reports.run_settings import written_value
 from bnfree.lightning_modules.reports.runs import StageRun, read_run
 from bnfree.lightning_modules.reports.summaries import MISSING, Summary, duration
@@ -56,7 +56,7 @@ def report_runs(
             holds another report; nothing has been written then.
     """
     found = list({run.directory.resolve(): run for run in map(read_run, runs)}.values())
-    comparison = compare(found, labels)
+    comparison = compare_runs(found, labels)
     directory = _output(output, [run.directory for run in found])
     title = title or _title(comparison)
     png, text = save_png(draw_runs(comparison.groups, title)), runs_markdown(comparison, title, directory).encode()
@@ -69,7 +69,7 @@ def report_runs(
     )
 
 
-def runs_markdown(comparison: Comparison, title: str, directory: Path) -> str:
+def runs_markdown(comparison: RunComparison, title: str, directory: Path) -> str:
     """The text of `report.md`.
 
     Args:
@@ -130,7 +130,7 @@ def _percents(values: dict[str, Summary], columns: list[str]) -> list[str]:
     return [values[heading].percent() if heading in values else MISSING for heading in columns]
 
 
-def _settings(comparison: Comparison) -> list[list[str]]:
+def _settings(comparison: RunComparison) -> list[list[str]]:
     rows = [["setting", *(group.label for group in comparison.groups)]]
     for (stage, name), values in comparison.settings.items():
         cells = [f"`{written_value(value)}`" if value != MISSING else MISSING for value in values]
@@ -200,7 +200,7 @@ def time_per_run(group: Group, stage: int | None = None) -> str:
     return duration(math.fsum(totals) / len(totals)) if totals else MISSING
 
 
-def _title(comparison: Comparison) -> str:
+def _title(comparison: RunComparison) -> str:
     groups = comparison.groups
     number = sum(len(group.runs) for group in groups)
     if number == 1:

@@ -13,7 +13,7 @@ from bnfree.lightning_modules.reports.summaries import MISSING
 PLACES = frozenset({"run_dir", "ckpt_path", "weights_only", "config", "dirpath", "default_root_dir", "num_workers"})
 DISPLAY = frozenset({"enable_progress_bar", "enable_model_summary", "verbose"})
 SEEDS = ("seed_everything", "data.seed")
-CHECKPOINTS = (".ckpt", ".pt", ".pth", ".tar")
+CHECKPOINT_SUFFIXES = (".ckpt", ".pt", ".pth", ".tar")
 
 # A setting is known by its stage (empty: of all stages) and its dotted name.
 Key = tuple[str, str]
@@ -56,7 +56,7 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
                 item_key = f"{key}.{item['class_path'].rpartition('.')[2]}"
                 yield item_key, True
                 yield from _leaves(item.get("init_args") or {}, item_key)
-    elif isinstance(value, str) and value.endswith(CHECKPOINTS):
+    elif isinstance(value, str) and value.endswith(CHECKPOINT_SUFFIXES):
         stem = Path(value).stem
         yield key, stem if stem in ("best", "last") else "checkpoint"
     elif isinstance(value, str) and name.endswith("_dir"):

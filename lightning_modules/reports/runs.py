@@ -13,7 +13,7 @@ from bnfree.lightning_modules.reports.documents import existing_directory, read_
 from bnfree.lightning_modules.reports.run_settings import flat_settings, seeds_in
 from bnfree.lightning_modules.training.run_directory import CONFIG, METRICS, latest_config
 
-RECIPE = "recipe.yaml"
+RECIPE_FILE = "recipe.yaml"
 WEIGHTS = "weight_dynamics.csv"
 
 Row = dict[str, float]
@@ -83,10 +83,10 @@ def read_run(path: str | Path) -> Run:
     """
     remedy = f"give the directory of a run, with its {CONFIG} and {METRICS}."
     directory = existing_directory(path, "RUN", remedy)
-    if (directory / RECIPE).is_file():
+    if (directory / RECIPE_FILE).is_file():
         return _read_recipe(directory)
     if not (directory / CONFIG).is_file():
-        inside = sorted({file.parent for name in (CONFIG, RECIPE) for file in directory.glob(f"*/{name}")})
+        inside = sorted({file.parent for name in (CONFIG, RECIPE_FILE) for file in directory.glob(f"*/{name}")})
         remedy = (
             f"it holds runs, such as {str(inside[0])!r}." if inside else "give a directory of bnfree fit or recipe."
         )
@@ -102,11 +102,11 @@ def read_run(path: str | Path) -> Run:
 
 
 def _read_recipe(directory: Path) -> Run:
-    content = read_settings(directory / RECIPE)
+    content = read_settings(directory / RECIPE_FILE)
     stages = content.get("stages")
     if not isinstance(stages, dict) or not stages:
         raise InputError(
-            f"{str(directory / RECIPE)!r} names no stages; give a directory that bnfree recipe has written."
+            f"{str(directory / RECIPE_FILE)!r} names no stages; give a directory that bnfree recipe has written."
         )
     found = {str(name): _read_stage(str(name), directory / str(name)) for name in stages}
     present = [stage for stage in found.values() if stage is not None]

@@ -12,12 +12,11 @@ import yaml
 from torch import Tensor
 
 from bnfree.errors import InputError
+from bnfree.lightning_modules.experiments.lottery.level_results import TICKET
 from bnfree.lightning_modules.training.checkpoints import remembered_config
 from bnfree.lightning_modules.training.run_directory import CHECKPOINTS, latest_config, run_directory_of
 from bnfree.state_dicts import plain_names, read_checkpoint_file, read_state_dict
 from bnfree.tickets import Masks, Ticket, is_ticket, read_ticket
-
-TICKET = "ticket.pt"
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ from bnfree.lightning_modules import BenchSettings, bench
 from bnfree.lightning_modules.command.bench import times_table
 from bnfree.lightning_modules.deployment import contestants as forms
 from bnfree.lightning_modules.deployment.contestants import Int8Network, contestants
-from bnfree.lightning_modules.deployment.timing import LEAST_ROUNDS, Times, interleaved, profile, summarize
+from bnfree.lightning_modules.deployment.timing import LEAST_ROUNDS, Times, interleaved, profile, summarize_times
 from bnfree.packing import NetworkInfo, PackedNetwork, engines, pack
 
 
 def test_median_and_percentile():
-    assert summarize([3.0, 1.0, 2.0]) == Times(2.0, 3.0, 3)
-    assert summarize([4.0, 1.0, 2.0, 3.0]).median == 2.5
-    assert summarize([float(i) for i in range(1, 101)][::-1]).p95 == 95.0
+    assert summarize_times([3.0, 1.0, 2.0]) == Times(2.0, 3.0, 3)
+    assert summarize_times([4.0, 1.0, 2.0, 3.0]).median == 2.5
+    assert summarize_times([float(i) for i in range(1, 101)][::-1]).p95 == 95.0
 
 
 def test_functions_take_turns():

@@ -118,7 +118,7 @@ def test_without_a_tested_accuracy_the_check_measures_it(bnfree, best, project):
 
 def test_a_network_that_computes_something_else_is_not_written(bnfree, best, monkeypatch):
     other = ReActNet18(10, width=4, in_channels=1)
-    monkeypatch.setattr(formats.Packed, "read", lambda self, path, engine: pack(other, engine="torch"))
+    monkeypatch.setattr(formats.PackedFormat, "read", lambda self, path, engine: pack(other, engine="torch"))
     code, out, _ = bnfree("export", best, "--check", "--engine=torch", "--num_images=40")
     assert code == 1
     assert "differ without a reason; nothing was written" in out
@@ -258,7 +258,7 @@ def test_the_function_writes_what_the_command_does(bnfree, best, project):
 
 def test_a_failed_check_is_a_result_without_files(best, monkeypatch):
     other = ReActNet18(10, width=4, in_channels=1)
-    monkeypatch.setattr(formats.Packed, "read", lambda self, path, engine: pack(other, engine="torch"))
+    monkeypatch.setattr(formats.PackedFormat, "read", lambda self, path, engine: pack(other, engine="torch"))
     found = export(ExportSettings(best, check=True, num_images=40, engine="torch"))
     assert (found.paths, found.size, found.sha256, found.check.passed) == ((), 0, "", False)
     assert found.check.unexplained > 0

@@ -13,7 +13,7 @@ from small_runs import STEPS, column, write_metrics, write_recipe, write_run
 
 from bnfree.lightning_modules.reports.figures import save_png, spread
 from bnfree.lightning_modules.reports.run_figure import draw_runs
-from bnfree.lightning_modules.reports.run_groups import compare
+from bnfree.lightning_modules.reports.run_groups import compare_runs
 from bnfree.lightning_modules.reports.runs import curves_of, read_run
 
 APART = ["Validation accuracy", "Training accuracy", "Validation loss", "Training loss"]
@@ -21,7 +21,7 @@ RATE, CLIPPING, FLIPS = "Learning rate", "Gradient clipping, mean over the epoch
 
 
 def figure_of(*runs):
-    return draw_runs(compare([read_run(run) for run in runs]).groups, "Title")
+    return draw_runs(compare_runs([read_run(run) for run in runs]).groups, "Title")
 
 
 def panels(figure):
@@ -222,7 +222,7 @@ def test_a_real_run(tmp_path, monkeypatch):
     assert main(["fit", *options, "--run_dir=run"]) == 0
     took = time.monotonic() - start
     assert main(["report", "run"]) == 0
-    group = compare([read_run("run")]).groups[0]
+    group = compare_runs([read_run("run")]).groups[0]
     title = "Mean |gain| of each layer, after epoch 1 (dashed) and 2 (solid)"
     assert list(panels(draw_runs([group], ""))) == ["Accuracy", "Loss", RATE, CLIPPING, FLIPS, title]
     stage = group.runs[0].stages[0]

@@ -3,7 +3,7 @@
 import pytest
 from small_runs import write_run
 
-from bnfree.lightning_modules.reports.run_groups import compare
+from bnfree.lightning_modules.reports.run_groups import compare_runs
 from bnfree.lightning_modules.reports.runs import read_run
 
 
@@ -33,7 +33,7 @@ from bnfree.lightning_modules.reports.runs import read_run
 )
 def test_groups_and_labels(tmp_path, changes, label):
     runs = [read_run(write_run(tmp_path / f"run{index}", **change)) for index, change in enumerate(changes)]
-    assert [group.label for group in compare(runs).groups] == (label or [f"{len(runs)} seeds"])
+    assert [group.label for group in compare_runs(runs).groups] == (label or [f"{len(runs)} seeds"])
 
 
 def test_groups_come_in_the_order_of_the_command_line_and_their_runs_in_that_of_their_seeds(tmp_path):
@@ -41,10 +41,10 @@ def test_groups_come_in_the_order_of_the_command_line_and_their_runs_in_that_of_
     runs = [
         read_run(write_run(tmp_path / name, seed, model__backbone__norm=norm)) for name, (seed, norm) in names.items()
     ]
-    groups = compare(runs).groups
+    groups = compare_runs(runs).groups
     assert [[run.directory.name for run in group.runs] for group in groups] == [["b0", "b1"], ["a2", "a10"]]
 
 
 def test_runs_of_the_same_name_are_told_apart_by_their_parents(tmp_path):
     runs = [read_run(write_run(tmp_path / parent / "20260101-120000")) for parent in ("one", "two")]
-    assert [group.label for group in compare(runs).groups] == ["one/20260101-120000", "two/20260101-120000"]
+    assert [group.label for group in compare_runs(runs).groups] == ["one/20260101-120000", "two/20260101-120000"]
