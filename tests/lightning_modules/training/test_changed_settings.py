@@ -1,8 +1,15 @@
 """Settings of optimizer and schedule on the command line, for a fresh run and for one that goes on."""
 
 import csv
+import itertools
+import math
+import os
+import subprocess
+import sys
 
 import pytest
+
+from bnfree.import_names import folder
 
 SMALL = (
     "--config", "quickstart.yaml", "--data.limit_train=320", "--trainer.max_epochs=2", "--model.backbone.width=4",
@@ -13,8 +20,6 @@ SMALL = (
 
 @pytest.fixture
 def fit(bnfree, project):
-    from bnfree.import_names import folder
-
     (project / "quickstart.yaml").write_text((folder("configs") / "quickstart.yaml").read_text())
 
     def run(*options):
@@ -70,3 +75,32 @@ def test_a_longer_run_through_the_command(fit, project):
     )  # fmt: skip
     assert rates(project / "run")[10] == pytest.approx(0.0025)
     assert rates(project / "run")[19] == pytest.approx(3.08e-5, rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("devices", "batch", "accumulate"), [(2, 64, 1), (2, 32, 1), (2, 32, 2), (1, 32, 2)])
+def test_the_rest_on_other_processes_starts_where_the_schedule_stopped(project, devices, batch, accumulate):
+    """Four of eight epochs on one process with batches of 64; of what is left, each rate by the formula."""
+
+    def fit(*options):
+        command = [sys.executable, "-m", "bnfree", "fit", *SMALL, "--trainer.max_epochs=8", *options]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=project)
+        assert run.returncode == 0, run.stderr[-2000:]
+
+    (project / "quickstart.yaml").write_text((folder("configs") / "quickstart.yaml").read_text())
+    every_fourth = "--trainer.callbacks=ModelCheckpoint"
+    fit(
+        "--run_dir=whole", every_fourth, "--trainer.callbacks.every_n_epochs=4", "--trainer.callbacks.save_top_k=-1",
+        "--trainer.callbacks.dirpath=kept", "--trainer.callbacks.filename={epoch}",
+    )  # fmt: skip
+    fit(
+        "--run_dir=rest", "--ckpt_path=kept/epoch=3.ckpt", f"--trainer.devices={devices}", f"--data.batch_size={batch}",
+        f"--trainer.accumulate_grad_batches={accumulate}",
+    )  # fmt: skip
+    steps = math.ceil(320 // (batch * devices) / accumulate)
+    total = 8 * steps
+    assert rates(project / "whole") == pytest.approx([5e-3 * (1 - k / 40) for k in range(40)])
+    # With accumulation a step has a row for each of its batches.
+    rest = [rate for rate, _ in itertools.groupby(rates(project / "rest"))]
+    assert rest == pytest.approx([5e-3 * (1 - k / total) for k in range(total // 2, total)])
