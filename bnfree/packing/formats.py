@@ -32,8 +32,8 @@ class ExportFormat:
 
     suffix: ClassVar[str]
     """What its files' names end in."""
-    weights: ClassVar[str] = "as the format has them"
-    """How it holds the binary weights, for the user."""
+    weights: ClassVar[str] = "the format has them"
+    """As what it holds the binary weights, for the user."""
     packages: ClassVar[Sequence[str]] = ()
     """What must be installed for it."""
     extra: ClassVar[str] = ""

@@ -1,7 +1,11 @@
 """`bnfree export`: what is in the file, and what the check says."""
 
 import hashlib
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +20,8 @@ from bnfree.lightning_modules.deployment.check import check
 from bnfree.packing import formats, load, pack
 from bnfree.packing.layers import tensors_of
 from bnfree.tickets import Ticket, apply, prune, save_ticket
+
+EARLIER = Path(__file__).parents[2] / "data" / "earlier"
 
 
 @pytest.fixture(scope="module")
@@ -316,6 +322,24 @@ def test_a_format_of_the_users_own(bnfree, complaint, best, project):
 
     found = export(ExportSettings(best, project / "mine.pt", my_formats.Constants))
     assert [path.name for path in found.paths] == ["mine.pt", "mine.safetensors"]
+
+
+@pytest.mark.slow
+def test_a_format_by_its_path_from_a_directory_with_packages_of_the_same_names(tmp_path):
+    """In a process of its own, on a run that an earlier version has written."""
+    (tmp_path / "callbacks").mkdir()
+    (tmp_path / "callbacks" / "__init__.py").write_text("MINE = True\n")
+    (tmp_path / "my_formats.py").write_text(FORMAT)
+    shutil.copytree(EARLIER / "run", tmp_path / "run")
+    command = [sys.executable, "-m", "bnfree", "export", "run", "--format=my_formats.Readable", "--output=own.pth"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "as the format has them" in done.stdout
+    network = network_of(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    images = torch.randn(4, 1, 8, 8)
+    exported = load(tmp_path / "own.safetensors", "torch")
+    assert torch.equal(exported(images), pack(network, engine="torch")(images))
 
 
 def test_help_needs_no_checkpoint(bnfree):
