@@ -41,6 +41,10 @@ class PredictionWriter(BasePredictionWriter):
             raise InputError(f"filename={filename!r} must name a file, such as 'predictions.csv'.")
         self.filename = filename
 
+    def path(self, trainer: Trainer) -> Path:
+        """The CSV file of a Trainer's predictions."""
+        return run_directory(trainer) / self.filename
+
     def write_on_epoch_end(
         self,
         trainer: Trainer,
@@ -49,7 +53,7 @@ class PredictionWriter(BasePredictionWriter):
         batch_indices: Sequence[Any],
     ) -> None:
         """Writes this process's part; the first process then joins the parts."""
-        path = run_directory(trainer) / self.filename
+        path = self.path(trainer)
         datamodule = getattr(trainer, "datamodule", None)
         images = getattr(datamodule, "predict_image_names", None)
         classes = getattr(datamodule, "class_names", None)

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from bnfree.lightning_modules.reports.documents import ReportResult
     from bnfree.lightning_modules.reports.network_costs import SummaryResult, SummarySettings, summary
     from bnfree.lightning_modules.reports.report import ReportSettings, report
+    from bnfree.lightning_modules.training.evaluate import EvaluateResult, evaluate
     from bnfree.lightning_modules.training.fit import FitResult, fit
-    from bnfree.lightning_modules.training.settings import FitSettings
+    from bnfree.lightning_modules.training.settings import EvaluateSettings, FitSettings
 
 one_module(__name__)
 
@@ -38,6 +39,8 @@ PUBLIC = {
     "ControlSettings": "experiments.lottery.settings",
     "DistilledClassifier": "modules.distilled_classifier",
     "EarlyBirdSettings": "experiments.lottery.settings",
+    "EvaluateResult": "training.evaluate",
+    "EvaluateSettings": "training.settings",
     "ExportResult": "deployment.export",
     "ExportSettings": "deployment.export",
     "FitResult": "training.fit",
@@ -52,6 +55,7 @@ PUBLIC = {
     "Teacher": "modules.teacher",
     "TorchvisionNetwork": "modules.torchvision_network",
     "bench": "deployment.bench",
+    "evaluate": "training.evaluate",
     "export": "deployment.export",
     "fit": "training.fit",
     "report": "reports.report",
@@ -69,6 +73,8 @@ __all__ = [
     "ControlSettings",
     "DistilledClassifier",
     "EarlyBirdSettings",
+    "EvaluateResult",
+    "EvaluateSettings",
     "ExportResult",
     "ExportSettings",
     "FitResult",
@@ -83,6 +89,7 @@ __all__ = [
     "Teacher",
     "TorchvisionNetwork",
     "bench",
+    "evaluate",
     "export",
     "fit",
     "report",

@@ -26,8 +26,8 @@ class Subcommand(NamedTuple):
 
 # A new subcommand is one line here and one module with a function `run`.
 SUBCOMMANDS = {
-    "fit": Subcommand("train a network", "training.fit"),
-    "validate": Subcommand("evaluate a checkpoint on the validation part", "training.fit"),
+    "fit": Subcommand("train a network", "command.fit"),
+    "validate": Subcommand("evaluate a checkpoint on the validation part", "command.evaluate"),
     "test": Subcommand("evaluate a checkpoint or packed file on the test set", "command.evaluate"),
     "recipe": Subcommand("train the stages of a recipe, one after the other", "command.recipe"),
     "lottery": Subcommand("find and check lottery tickets", "command.lottery.command"),

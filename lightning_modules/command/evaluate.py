@@ -1,4 +1,4 @@
-"""`bnfree test` and `predict`: of a checkpoint, or of a packed file."""
+"""`bnfree validate`, `test` and `predict`: of a checkpoint, the last two also of a packed file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ With a checkpoint, on the test images of its data:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Runs one of the two.
+    """Runs one of the three.
 
     Args:
         arguments: subcommand and options.
@@ -32,11 +32,12 @@ def run(arguments: Sequence[str]) -> None:
         InputError: a mistake in what the user gave.
     """
     subcommand, options = arguments[0], arguments[1:]
-    if names_packed_network(options):
+    if subcommand in HELP and names_packed_network(options):
         (run_test if subcommand == "test" else run_predict)(arguments)
         return
-    from bnfree.lightning_modules.training import fit as training
+    from bnfree.lightning_modules.training.evaluate import evaluate
+    from bnfree.lightning_modules.training.settings import EvaluateSettings
 
-    if {"-h", "--help"} & set(options):
+    if subcommand in HELP and {"-h", "--help"} & set(options):
         print(HELP[subcommand])
-    training.run(arguments)
+    evaluate(EvaluateSettings(arguments=tuple(options), part=subcommand))

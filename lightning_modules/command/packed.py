@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import SUPPRESS
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from bnfree.callbacks.prediction_writer import HEADER
 from bnfree.callbacks.run_files import as_text, write_csv
 from bnfree.errors import InputError
 from bnfree.lightning_modules.command.parsing import ActionParser
+from bnfree.lightning_modules.compat import hide
 from bnfree.lightning_modules.deployment.packed_files import (
     accuracy_of_packed,
     names_packed_file,
@@ -118,10 +118,8 @@ def _test_parser() -> CommandParser:
     parser.add_argument("--engine", type=str, default="auto", help="auto, numba, torch or openvino.")
     parser.add_argument("--threads", type=int | None, default=None, help="Processor threads.")
     add_network_arguments(parser, shown_too=["data", OPTION], required=False)
-    for action in parser._actions:
-        # Accepted in a config, and of no use here.
-        if action.dest.partition(".")[0] in ("model", "image_shape"):
-            action.help = SUPPRESS
+    # Accepted in a config, and of no use here.
+    hide(parser, lambda name: name.partition(".")[0] in ("model", "image_shape"))
     return parser
 
 

@@ -76,9 +76,9 @@ def run(arguments: Sequence[str]) -> int:
             f"action {name!r} of ticket is not known; {did_you_mean(name, ACTIONS) or f'choose from {known}.'}"
         )
     # After the manual, which answers without torch.
-    from bnfree.lightning_modules.training.messages import quieten
+    from bnfree.lightning_modules.compat import leave_out_messages
 
-    quieten(arguments[0])
+    leave_out_messages(arguments[0])
     module = importlib.import_module(f"bnfree.lightning_modules.command.{ACTIONS[name].module}")
     code: int = getattr(module, f"run_{name}")(arguments[1:])
     return code

@@ -5,6 +5,7 @@ Importing this module makes the project's backbones, data modules and callbacks 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -22,6 +23,7 @@ import bnfree.datamodules
 import bnfree.lightning_modules
 from bnfree.errors import InputError
 from bnfree.import_names import search_working_directory
+from bnfree.lightning_modules.compat import SteppedCLI, leave_out_messages
 from bnfree.lightning_modules.training import run_directory
 from bnfree.lightning_modules.training.changed_settings import changed_settings
 from bnfree.lightning_modules.training.checkpoints import (
@@ -45,7 +47,8 @@ from bnfree.lightning_modules.training.config.sources import complete_arguments,
 from bnfree.lightning_modules.training.default_callbacks import SavedConfig, default_callbacks
 from bnfree.lightning_modules.training.loading import checkpoint_to_load
 from bnfree.lightning_modules.training.loggers import default_loggers
-from bnfree.lightning_modules.training.messages import quieten, say, say_where_things_are
+from bnfree.lightning_modules.training.messages import say, say_where_things_are
+from bnfree.lightning_modules.training.settings import RunSettings, words_of
 from bnfree.lightning_modules.training.tested_data import TestedData
 
 # Short names in a config are those of imported classes, and packages import theirs on first use only.
@@ -63,11 +66,12 @@ COMPOSITION = (
 )
 
 
-def run(arguments: Sequence[str]) -> TrainingCLI:
+def run_settings(subcommand: str, settings: RunSettings) -> TrainingCLI:
     """Runs one of the four subcommands.
 
     Args:
-        arguments: subcommand and options.
+        subcommand: `fit`, `validate`, `test` or `predict`.
+        settings: of the run.
 
     Returns:
         What has run.
@@ -75,10 +79,10 @@ def run(arguments: Sequence[str]) -> TrainingCLI:
     Raises:
         InputError: a mistake in what the user gave.
     """
-    quieten(arguments[0])
+    leave_out_messages(subcommand)
     search_working_directory()
     try:
-        return TrainingCLI(arguments)
+        return TrainingCLI([subcommand, *words_of(settings)])
     except MisconfigurationException as error:
         raise InputError(str(error)) from error
     except (RuntimeError, ImportError) as error:
@@ -86,9 +90,12 @@ def run(arguments: Sequence[str]) -> TrainingCLI:
         if explanation is None:
             raise
         raise InputError(explanation) from error
+    finally:
+        # The processes of a later run must not take the directory of this one.
+        os.environ.pop(run_directory.SHARED, None)
 
 
-class TrainingCLI(LightningCLI):
+class TrainingCLI(SteppedCLI):
     """Parses, builds and runs one subcommand.
 
     Args:
@@ -130,9 +137,10 @@ class TrainingCLI(LightningCLI):
         try:
             self.config = parser.parse_args(self.arguments)
         except ParseFailure as failure:
-            raise InputError(explain(failure.message, self.arguments, self._subcommand_parsers)) from None
+            raise InputError(explain(failure.message, self.arguments, self.subcommand_parsers)) from None
 
-    def _parse_ckpt_path(self) -> None:
+    def read_checkpoint(self) -> None:
+        """Reads the checkpoint, and says where the user wants something else than it remembers."""
         # Lightning lets the checkpoint's values win here, without a word. Here the user's win, and the others are told.
         options = self.config[self.config.subcommand]
         self.checkpoint_path = options.get("ckpt_path")
@@ -150,7 +158,7 @@ class TrainingCLI(LightningCLI):
             self.changes = changed_settings(remembered.get("model", {}), effective["model"], self.checkpoint_path)
 
     def _as_dict(self) -> dict[str, Any]:
-        parser = self._parser(self.config.subcommand)
+        parser = self.subcommand_parsers[self.config.subcommand]
         options = self.config[self.config.subcommand]
         dumped: dict[str, Any] = yaml.safe_load(dump_config(parser, options))
         return dumped
@@ -230,7 +238,7 @@ class TrainingCLI(LightningCLI):
             options["callbacks"].append(bnfree.callbacks.PredictionWriter())
 
     def _config_text(self) -> str:
-        parser = self._parser(self.subcommand)
+        parser = self.subcommand_parsers[str(self.subcommand)]
         options = self.config[self.subcommand].clone()
         # A config says how to train. Where this run lies and what it went on from would bind all later uses to it.
         options.config, options.run_dir, options.ckpt_path = None, None, None
@@ -240,9 +248,10 @@ class TrainingCLI(LightningCLI):
         origin = f"# resumed from {self.checkpoint_path}\n" if self.checkpoint_path is not None else ""
         return f"# bnfree {bnfree.__version__}\n{origin}{text}"
 
-    def _run_subcommand(self, subcommand: str) -> None:
+    def run_subcommand(self, subcommand: str) -> None:
+        """Runs it, and removes a run directory in which nothing has started."""
         try:
-            super()._run_subcommand(subcommand)
+            super().run_subcommand(subcommand)
         finally:
             run_directory.remove_if_unused(self.created)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,12 +9,9 @@ from pathlib import Path
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from bnfree.lightning_modules.training.command_line import TrainingCLI, run
-from bnfree.lightning_modules.training.parsed_fit import parse_fit
-from bnfree.lightning_modules.training.run_directory import CHECKPOINTS, SHARED
-from bnfree.lightning_modules.training.settings import FitSettings, words_of
-
-__all__ = ["FitResult", "FitSettings", "TrainingCLI", "fit", "parse_fit", "run"]
+from bnfree.lightning_modules.training.command_line import TrainingCLI, run_settings
+from bnfree.lightning_modules.training.run_directory import CHECKPOINTS
+from bnfree.lightning_modules.training.settings import FitSettings
 
 
 @dataclass(frozen=True)
@@ -64,11 +60,7 @@ def fit(settings: FitSettings) -> FitResult:
         0.1
     """
     start = time.monotonic()
-    try:
-        command = run(["fit", *words_of(settings)])
-    finally:
-        # The processes of a later training must not take the directory of this one.
-        os.environ.pop(SHARED, None)
+    command = run_settings("fit", settings)
     return _result(command, time.monotonic() - start)
 
 

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 
-from bnfree.files import whole_file
+from bnfree.lightning_modules.compat import KeepingWriter
 from bnfree.lightning_modules.training.run_directory import METRICS, run_directory_of
 
 
@@ -55,8 +55,8 @@ class ContinuedCSVLogger(CSVLogger):
             rows = self._earlier_rows()
             directory = Path(self.save_dir)
             directory.mkdir(parents=True, exist_ok=True)
-            writer = _Writer(str(directory))
-            writer.write_rows(rows)
+            writer = KeepingWriter(str(directory))
+            writer.start_with(rows)
             self._experiment = writer
         return cast(ExperimentWriter, self._experiment)
 
@@ -66,20 +66,3 @@ class ContinuedCSVLogger(CSVLogger):
         with self._earlier.open(newline="") as file:
             rows = list(csv.DictReader(file))
         return [row for row in rows if not (row.get("step") or "").isdigit() or int(row["step"]) < self._first_step]
-
-
-class _Writer(ExperimentWriter):
-    def _check_log_dir_exists(self) -> None:
-        # The parent warns and deletes metrics.csv; here the directory is expected to hold files.
-        return
-
-    def write_rows(self, rows: list[dict[str, str]]) -> None:
-        path = Path(self.metrics_file_path)
-        if not rows:
-            path.unlink(missing_ok=True)
-            return
-        self.metrics_keys = sorted(rows[0])
-        with whole_file(path) as unfinished, unfinished.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
-            writer.writeheader()
-            writer.writerows(rows)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import re
-from argparse import SUPPRESS
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,13 @@ from torch import nn
 
 from bnfree.errors import InputError
 from bnfree.import_names import search_working_directory
+from bnfree.lightning_modules.compat import argument_names, hide, leave_out_messages
 from bnfree.lightning_modules.training import command_line as _short_names  # noqa: F401
 from bnfree.lightning_modules.training.checkpoints import read_checkpoint
 from bnfree.lightning_modules.training.config.explanations import explain, first_cause
 from bnfree.lightning_modules.training.config.parser import CommandParser, ParseFailure, add_arguments
 from bnfree.lightning_modules.training.config.sources import complete_arguments, options_of
 from bnfree.lightning_modules.training.loading import check_weights
-from bnfree.lightning_modules.training.messages import quieten
 from bnfree.lightning_modules.training.settings import FitSettings, words_of
 from bnfree.tickets import is_ticket, read_ticket
 
@@ -34,7 +33,7 @@ def add_network_arguments(parser: CommandParser, shown_too: Collection[str] = ()
         shown_too: other keys to show, such as `data`.
         required: whether the network must be given.
     """
-    before = {id(action) for action in parser._actions}
+    before = set(argument_names(parser))
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="Another YAML config on top of the first.")
     parser.add_argument(
         "--image_shape",
@@ -43,15 +42,13 @@ def add_network_arguments(parser: CommandParser, shown_too: Collection[str] = ()
         help="C,H,W of the images; by default those of the data section, which are not looked for.",
     )
     parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True, required=required)
-    shown = before | {id(action) for action in parser._actions}
+    shown = before | set(argument_names(parser)) | set(shown_too)
     parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True, required=False)
     parser.add_argument("--seed_everything", type=bool | int, default=0)
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.add_method_arguments(Trainer, "fit", skip={"model", "train_dataloaders", "val_dataloaders", "datamodule"})
     add_arguments(parser)
-    for action in parser._actions:
-        if id(action) not in shown and not {action.dest, action.dest.partition(".")[0]} & set(shown_too):
-            action.help = SUPPRESS
+    hide(parser, lambda name: not {name, name.partition(".")[0]} & shown)
 
 
 def parse(parser: CommandParser, arguments: Sequence[str]) -> Namespace:
@@ -64,7 +61,7 @@ def parse(parser: CommandParser, arguments: Sequence[str]) -> Namespace:
     Raises:
         InputError: a mistake in what the user gave.
     """
-    quieten(arguments[0])
+    leave_out_messages(arguments[0])
     search_working_directory()
     arguments = complete_arguments(arguments)
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,9 @@ import yaml
 from lightning.pytorch import LightningModule
 
 from bnfree.import_names import class_paths_of_today, search_working_directory
+from bnfree.lightning_modules.compat import leave_out_messages
 from bnfree.lightning_modules.training.command_line import TrainingCLI
 from bnfree.lightning_modules.training.config.explanations import first_cause
-from bnfree.lightning_modules.training.messages import quieten
 from bnfree.lightning_modules.training.settings import FitSettings, words_of
 
 # What may differ between two starts of one training: where it runs, and what it shows.
@@ -39,11 +39,11 @@ class ParsedFit(TrainingCLI):
     settings: dict[str, Any]
     """The config as plain values."""
 
-    def _parse_ckpt_path(self) -> None:
-        pass
+    def read_checkpoint(self) -> None:
+        """Looks at no checkpoint."""
 
-    def _set_seed(self) -> None:
-        pass
+    def seed(self) -> None:
+        """Leaves the random generators alone."""
 
     def before_instantiate_classes(self) -> None:
         """Chooses no run directory."""
@@ -52,8 +52,8 @@ class ParsedFit(TrainingCLI):
         """Builds nothing."""
         self.settings = yaml.safe_load(self._config_text())
 
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
+    def run_subcommand(self, subcommand: str) -> None:
+        """Runs nothing."""
 
     def build_model(self) -> LightningModule:
         """The LightningModule of the config; neither data nor a Trainer are built.
@@ -97,15 +97,15 @@ def _place(value: Any) -> Any:
     return Path(value).parts[-3:] if isinstance(value, str) and value.endswith(".ckpt") else value
 
 
-def parse_fit(settings: FitSettings | Sequence[str]) -> ParsedFit:
+def parse_fit(settings: FitSettings) -> ParsedFit:
     """Parses the settings of a training.
 
     Args:
-        settings: of the training, or what follows `bnfree fit` on a command line.
+        settings: of the training.
 
     Raises:
         InputError: a mistake in what the user gave.
     """
-    quieten("fit")
+    leave_out_messages("fit")
     search_working_directory()
-    return ParsedFit(["fit", *(words_of(settings) if isinstance(settings, FitSettings) else settings)])
+    return ParsedFit(["fit", *words_of(settings)])

@@ -11,10 +11,12 @@ import yaml
 
 from bnfree.errors import InputError
 
+PARTS = ("validate", "test", "predict")
+
 
 @dataclass(frozen=True)
-class FitSettings:
-    """Settings of a training, each stronger than those above it."""
+class RunSettings:
+    """Settings of one run, each stronger than those above it."""
 
     configs: Sequence[str | Path | Mapping[str, Any]] = ()
     """Names of shipped recipes such as `quickstart`, paths of YAML files, or what such a file holds, as plain values;
@@ -23,14 +25,27 @@ class FitSettings:
     """Plain values by dotted name, such as `{"trainer.max_epochs": 5, "model.backbone.width": 8}`. They win over all
     configs; `{"trainer.callbacks+": [...]}` appends to a list."""
     arguments: Sequence[str] = ()
-    """Words as on the command line of `bnfree fit`. They win over `options`, but configs among them do not."""
+    """Words as on the command line. They win over `options`, but configs among them do not."""
     run_dir: str | Path | None = None
     """Where the run goes; None: a new directory below `runs/`."""
     ckpt_path: str | Path | None = None
-    """Checkpoint to go on from, with everything it remembers; None: a new training."""
+    """Checkpoint, with whose config the run starts unless `configs` say otherwise."""
 
 
-def words_of(settings: FitSettings) -> list[str]:
+@dataclass(frozen=True)
+class FitSettings(RunSettings):
+    """Settings of a training; with `ckpt_path` it goes on from there, with everything the checkpoint remembers."""
+
+
+@dataclass(frozen=True)
+class EvaluateSettings(RunSettings):
+    """Settings of an evaluation of the checkpoint `ckpt_path`; without `run_dir` its run's directory is used."""
+
+    part: str = "test"
+    """`validate`, `test` or `predict`."""
+
+
+def words_of(settings: RunSettings) -> list[str]:
     """The settings in the form of a command line, without the subcommand.
 
     jsonargparse applies a dotted name below a class, such as `model.backbone.width`, from a list of words alone: no

@@ -14,6 +14,28 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.strategies import StrategyRegistry
 
+from bnfree.lightning_modules.compat import (
+    CALLBACK_TWICE,
+    CLASS_PATH,
+    EXPECTED_TYPE,
+    GIVEN_VALUE,
+    NO_ATTRIBUTE,
+    NO_CONFIG,
+    NO_MODULE,
+    NO_SUBCLASS,
+    NOT_DOTTED,
+    PARSER_KEY,
+    REQUIRED,
+    TRIED_TYPES,
+    UNKNOWN_INIT_ARGUMENT,
+    UNKNOWN_KEY,
+    UNKNOWN_METRIC,
+    UNRECOGNIZED,
+    WITHOUT_VALUE,
+    WRONG_ACCELERATOR_OR_STRATEGY,
+    WRONG_STATE_DICT,
+    option_strings,
+)
 from bnfree.lightning_modules.training.config.known_classes import (
     class_names,
     importable_near,
@@ -24,7 +46,6 @@ from bnfree.lightning_modules.training.config.sources import config_files
 from bnfree.lightning_modules.training.config.value_types import explain_value
 from bnfree.names import did_you_mean, nearest
 
-KEY = re.compile(r'Parser key "([^"]+)":')
 LONGEST = 300
 
 
@@ -45,7 +66,7 @@ class Complaint:
     def key(self, end: int) -> str:
         """Dotted name of the argument that the complaint at position `end` is about."""
         key = ""
-        for part in KEY.findall(self.message[:end]):
+        for part in PARSER_KEY.findall(self.message[:end]):
             # Where several types have been tried, the innermost name comes twice.
             if not key.endswith(f".{part}"):
                 key = f"{key}.{part}" if key else part
@@ -72,7 +93,7 @@ def explain(message: str, arguments: Sequence[str], parsers: Mapping[str, Lightn
         parsers: parser of each subcommand.
     """
     parser = parsers.get(arguments[0])
-    options = [option for action in parser._actions for option in action.option_strings] if parser else []
+    options = option_strings(parser) if parser else []
     complaint = Complaint(message, arguments, options)
     for explanation in EXPLANATIONS:
         sentence = explanation(complaint)
@@ -84,7 +105,7 @@ def explain(message: str, arguments: Sequence[str], parsers: Mapping[str, Lightn
 
 def _unreadable_config(complaint: Complaint) -> str | None:
     for config in complaint.configs:
-        if config.is_file() and complaint.message.startswith(("Problems parsing", "Unexpected config")):
+        if config.is_file() and complaint.message.startswith(NO_CONFIG):
             try:
                 content = yaml.safe_load(config.read_text())
             except yaml.MarkedYAMLError as error:
@@ -102,7 +123,7 @@ def _unreadable_config(complaint: Complaint) -> str | None:
 
 
 def _required(complaint: Complaint) -> str | None:
-    match = re.search(r"the following arguments are required: ([\w., ]+)", complaint.message)
+    match = REQUIRED.search(complaint.message)
     if match is None:
         return None
     name = match[1].split(",")[0].strip().removeprefix(f"{complaint.subcommand}.")
@@ -114,7 +135,7 @@ def _required(complaint: Complaint) -> str | None:
 
 
 def _unknown_argument(complaint: Complaint) -> str | None:
-    match = re.match(r"unrecognized arguments: (\S+)", complaint.message)
+    match = UNRECOGNIZED.match(complaint.message)
     if match is None:
         return None
     option = match[1].partition("=")[0]
@@ -125,7 +146,7 @@ def _unknown_argument(complaint: Complaint) -> str | None:
 
 
 def _unknown_key(complaint: Complaint) -> str | None:
-    match = re.search(r"does not accept option '([^']+)'", complaint.message)
+    match = UNKNOWN_KEY.search(complaint.message)
     if match is None:
         return None
     keys = {option.removeprefix("--") for option in complaint.options if option.startswith("--")}
@@ -142,24 +163,24 @@ def _unknown_key(complaint: Complaint) -> str | None:
 
 def _unknown_class(complaint: Complaint) -> str | None:
     message = complaint.message
-    short = re.search(r"Expected a dot import path string: (\S+)", message)
+    short = NOT_DOTTED.search(message)
     if short is not None:
         name, key = short[1], complaint.key(short.start())
         known = class_names(key)
-        if nearest(name, known) is None and re.search(r"Expected a <class '(int|float)'>", message):
+        if nearest(name, known) is None and {"int", "float"} & set(EXPECTED_TYPE.findall(message)):
             return None
         remedy = (
             did_you_mean(name, known)
             or f"give package.module.Class{', or one of ' + ', '.join(known) if known else ''}."
         )
         return f"{key}={name!r}{complaint.where(name)} names no known class; {remedy}"
-    attribute = re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message)
+    attribute = NO_ATTRIBUTE.search(message)
     if attribute is not None:
         path = f"{attribute[1]}.{attribute[2]}"
         match = nearest(attribute[2], names_in_module(attribute[1]))
         remedy = f"did you mean {attribute[1] + '.' + match!r}?" if match else f"look at what {attribute[1]} holds."
         return f"{complaint.key(attribute.start())}={path!r}{complaint.where(path)} names no class; {remedy}"
-    module = re.search(r"No module named '([\w.]+)'", message)
+    module = NO_MODULE.search(message)
     if module is not None:
         given = message[: module.start()].rpartition("class_path '")[2].partition("'")[0] or module[1]
         remedy = (
@@ -167,20 +188,22 @@ def _unknown_class(complaint: Complaint) -> str | None:
         )
         argument = f"{complaint.key(module.start())}={given!r}{complaint.where(given)}"
         return f"{argument}: there is no module {module[1]!r}; {remedy}"
-    subclass = re.search(r"Import path (\S+) does not .*? (\w+)$", message, re.MULTILINE)
+    subclass = NO_SUBCLASS.search(message)
     if subclass is not None:
-        return f"{complaint.key(subclass.start())}={subclass[1]!r} is no {subclass[2]}; give a subclass of it."
+        given = GIVEN_VALUE.search(message, subclass.end())
+        path = subclass[1] or (given[1] if given else "")
+        return f"{complaint.key(subclass.start())}={path!r} is no {subclass[2]}; give a subclass of it."
     return None
 
 
 def _unknown_init_argument(complaint: Complaint) -> str | None:
-    match = re.search(r"Option '([^']+)' is not accepted", complaint.message)
+    match = UNKNOWN_INIT_ARGUMENT.search(complaint.message)
     if match is None:
         return None
     before = complaint.message[: match.start()]
     owner = before.rpartition("class_path '")[2].partition("'")[0]
     if before.rstrip().endswith("callable class:"):
-        owner = re.findall(r"class_path='([\w.]+)'", complaint.message[match.start() :])[0]
+        owner = CLASS_PATH.findall(complaint.message[match.start() :])[0]
     option = match[1].split(".")[0]
     key = f"{complaint.key(match.start())}.{option}"
     reserved = nearest(option, ("class_path", "init_args", "dict_kwargs"))
@@ -193,7 +216,7 @@ def _unknown_init_argument(complaint: Complaint) -> str | None:
 
 
 def _wrong_value(complaint: Complaint) -> str | None:
-    keys = list(KEY.finditer(complaint.message))
+    keys = list(PARSER_KEY.finditer(complaint.message))
     if not keys:
         return None
     key = complaint.key(keys[-1].end())
@@ -201,7 +224,7 @@ def _wrong_value(complaint: Complaint) -> str | None:
 
 
 def _no_value(complaint: Complaint) -> str | None:
-    match = re.match(r"argument (?:-\w/)?(--[\w.]+): expected one argument", complaint.message)
+    match = WITHOUT_VALUE.match(complaint.message)
     return f"{match[1]} is given without a value; write {match[1]}=VALUE." if match else None
 
 
@@ -232,12 +255,12 @@ EXPLANATIONS: tuple[Callable[[Complaint], str | None], ...] = (
 def explain_runtime_error(error: RuntimeError) -> str | None:
     """One sentence for errors of Lightning and torch that are the user's to put right; None for all others."""
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
-    if lines and lines[0].startswith("Error(s) in loading state_dict for"):
+    if lines and lines[0].startswith(WRONG_STATE_DICT):
         owner = lines[0].rpartition("for ")[2].rstrip(":")
         return (
             f"the checkpoint's weights do not fit {owner} ({lines[1][:LONGEST]}); give a checkpoint of the same model."
         )
-    if lines and "conditioned on metric" in lines[0]:
+    if lines and UNKNOWN_METRIC in lines[0]:
         return " ".join(lines)
     return None
 
@@ -245,13 +268,13 @@ def explain_runtime_error(error: RuntimeError) -> str | None:
 def explain_trainer_error(error: Exception) -> str:
     """One sentence for a Trainer option of the right type and a wrong value."""
     message = " ".join(str(error).split())
-    twice = re.search(r"Found more than one stateful callback of type `(\w+)`", message)
+    twice = CALLBACK_TWICE.search(message)
     if twice is not None:
         return (
             f"trainer.callbacks holds {twice[1]} twice, whose states a checkpoint could not tell apart; leave one out "
             "(a recipe may have it already: --trainer.callbacks+= adds to its list)."
         )
-    match = re.search(r"invalid (accelerator|strategy) name: `\w+='([^']+)'`", message)
+    match = WRONG_ACCELERATOR_OR_STRATEGY.search(message)
     if match is None:
         return message
     accelerators = ["auto", "gpu", *AcceleratorRegistry.available_accelerators()]
@@ -274,7 +297,7 @@ def explain_missing_package(error: ImportError) -> str | None:
 
 def first_cause(error: Exception) -> Exception:
     """The exception that a constructor has raised, behind jsonargparse's account of the types it has tried."""
-    while str(error).startswith(("Does not validate against", "Problem with given")):
+    while str(error).startswith(TRIED_TYPES):
         if not isinstance(error.__cause__, Exception):
             break
         error = error.__cause__

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
 
 from bnfree.import_names import class_paths_of_today
+from bnfree.lightning_modules.compat import integers_first
 from bnfree.lightning_modules.training.class_names import OPTION
 
 MODE = "yaml_of_today"
@@ -65,6 +66,7 @@ def add_arguments(parser: LightningArgumentParser) -> None:
 
     A config that `fit` has saved serves the other subcommands too, which therefore accept all of its keys.
     """
+    integers_first(parser)
     parser.add_argument(
         "--run_dir",
         type=str | None,

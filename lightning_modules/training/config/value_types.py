@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
-import re
 
+from bnfree.lightning_modules.compat import EXPECTED_LITERAL, EXPECTED_TYPE, GIVEN_VALUE, NESTED_VALUE
 from bnfree.names import did_you_mean
 
 WORDS = {
@@ -26,18 +26,16 @@ def explain_value(key: str, complaint: str, where: str = "") -> str | None:
         complaint: what the parser says about it.
         where: file and line of the argument, in brackets.
     """
-    given = re.search(r"(?:Given|Got) value: (.+?)(?=\. Got value|\n|$)", complaint)
+    given = GIVEN_VALUE.search(complaint)
     if given is None:
         return None
-    nested = re.fullmatch(r"NestedArg\(key='.*', val=(.*)\)", given[1])
+    nested = NESTED_VALUE.fullmatch(given[1])
     value = _unquoted(nested[1] if nested else given[1])
     tried = complaint[: given.start()]
     choices: list[str] = []
-    for literal in re.findall(r"Literal(\[[^\]]*\])", tried):
+    for literal in EXPECTED_LITERAL.findall(tried):
         choices += [str(choice) for choice in ast.literal_eval(literal) if str(choice) not in choices]
-    expected = [
-        WORDS[name] for name in dict.fromkeys(re.findall(r"Expected a <class '(\w+)'>", tried)) if name in WORDS
-    ]
+    expected = [WORDS[name] for name in dict.fromkeys(EXPECTED_TYPE.findall(tried)) if name in WORDS]
     if choices:
         remedy = did_you_mean(value, choices) or f"choose from {', '.join(choices)}."
         return f"{key}={value!r}{where} is not known; {remedy}"

@@ -15,6 +15,7 @@ import yaml
 
 from bnfree.import_names import PARTS, folder
 from bnfree.lightning_modules.training.parsed_fit import parse_fit
+from bnfree.lightning_modules.training.settings import FitSettings
 
 EARLIER = Path(__file__).parents[2] / "data" / "earlier"
 
@@ -65,7 +66,7 @@ def test_a_run_goes_on(earlier, bnfree):
 
 def test_a_config_says_the_same_under_the_names_of_today(earlier):
     for directory in ("run", "multi", "lottery/seed_0/level_01"):
-        settings = parse_fit([f"--config={directory}/config.yaml"]).settings
+        settings = parse_fit(FitSettings(f"{directory}/config.yaml")).settings
         assert settings["model"]["class_path"] == "bnfree.lightning_modules.ImageClassifier"
         assert settings["data"]["class_path"] == "bnfree.datamodules.DigitsDataModule"
         schedule = settings["model"]["init_args"]["lr_scheduler"]["class_path"]

@@ -1,0 +1,151 @@
+"""What is relied on of Lightning's and jsonargparse's private parts and of the texts of their messages.
+
+Each has a name here and a test that fails with a release in which it is gone.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import re
+import warnings
+from argparse import SUPPRESS
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Union, get_args, get_origin
+
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+
+from bnfree.files import whole_file
+
+
+class SteppedCLI(LightningCLI):
+    """LightningCLI whose private steps have names that a subclass may override."""
+
+    def read_checkpoint(self) -> None:
+        """Comes after parsing. Lightning's own lets the values that a checkpoint remembers win over the user's."""
+
+    def seed(self) -> None:
+        """Seeds all random generators by `seed_everything` of the config."""
+        super()._set_seed()
+
+    def run_subcommand(self, subcommand: str) -> None:
+        """Runs the Trainer's method of that name and what comes before and after it."""
+        super()._run_subcommand(subcommand)
+
+    @property
+    def subcommand_parsers(self) -> Mapping[str, LightningArgumentParser]:
+        """Parser of each subcommand."""
+        return self._subcommand_parsers
+
+    def _parse_ckpt_path(self) -> None:
+        self.read_checkpoint()
+
+    def _set_seed(self) -> None:
+        self.seed()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        self.run_subcommand(subcommand)
+
+
+class KeepingWriter(ExperimentWriter):
+    """Lightning's writer of `metrics.csv`, which leaves alone what its directory holds."""
+
+    def _check_log_dir_exists(self) -> None:
+        # The parent warns and deletes metrics.csv; here the directory is expected to hold files.
+        return
+
+    def start_with(self, rows: list[dict[str, str]]) -> None:
+        """Writes the rows of an earlier run, in place of a file that is there."""
+        path = Path(self.metrics_file_path)
+        if not rows:
+            path.unlink(missing_ok=True)
+            return
+        self.metrics_keys = sorted(rows[0])
+        with whole_file(path) as unfinished, unfinished.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def option_strings(parser: LightningArgumentParser) -> list[str]:
+    """All options of a parser, with their dashes."""
+    return [option for action in parser._actions for option in action.option_strings]
+
+
+def argument_names(parser: LightningArgumentParser) -> list[str]:
+    """Dotted names of all arguments of a parser."""
+    return [action.dest for action in parser._actions]
+
+
+def hide(parser: LightningArgumentParser, hidden: Callable[[str], bool]) -> None:
+    """Leaves arguments out of the help, by their dotted names."""
+    for action in parser._actions:
+        if hidden(action.dest):
+            action.help = SUPPRESS
+
+
+def integers_first(parser: LightningArgumentParser) -> None:
+    """Reads `1` as the integer where an argument takes integers and fractions: one batch, and not all of them.
+
+    Python keeps one object for all unions of the same types, in the order of whichever was written first, and
+    jsonargparse tries the types in this order.
+    """
+    for action in parser._actions:
+        hint = getattr(action, "_typehint", None)
+        if get_origin(hint) is Union and {int, float} <= set(get_args(hint)):
+            kinds = sorted(get_args(hint), key=lambda kind: {int: 0, float: 1}.get(kind, 2))
+            setattr(action, "_typehint", Union[tuple(kinds)])  # noqa: B010, UP007 - mypy knows no such attribute
+
+
+def leave_out_messages(subcommand: str) -> None:
+    """Leaves out Lightning's advertisements and jsonargparse's warnings about the calls that Lightning makes.
+
+    Args:
+        subcommand: what is going to run.
+    """
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_worth_reading)
+    if subcommand != "fit":
+        # It names the checkpoint callbacks, which have nothing to do in an evaluation.
+        warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks")
+        # Predictions carry the index of their image themselves.
+        warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
+    warnings.filterwarnings("ignore", message="The dirpath has changed from")
+    # Its size in MB is counted as if in 32 bits, which the weights are in mixed precision.
+    warnings.filterwarnings("ignore", message="Precision .*-mixed is not supported by the model summary")
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
+    # The run directory is the command's own, and resuming into it is what the user has asked for.
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+
+
+def _is_worth_reading(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return "Tip:" not in message and not message.startswith("Trainer already configured with model summary")
+
+
+# jsonargparse's complaints: which argument, and what is wrong with it.
+PARSER_KEY = re.compile(r'Parser key "([^"]+)":')
+REQUIRED = re.compile(r"the following arguments are required: ([\w., ]+)")
+UNRECOGNIZED = re.compile(r"^unrecognized arguments: (\S+)")
+UNKNOWN_KEY = re.compile(r"does not accept option '([^']+)'")
+WITHOUT_VALUE = re.compile(r"^argument (?:-\w/)?(--[\w.]+): expected one argument")
+NOT_DOTTED = re.compile(r"Expected a dot import path string: (\S+)")
+NO_ATTRIBUTE = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
+NO_MODULE = re.compile(r"No module named '([\w.]+)'")
+NO_SUBCLASS = re.compile(r"Import path (?:(\S+) )?does not .*? (\w+)$", re.MULTILINE)
+UNKNOWN_INIT_ARGUMENT = re.compile(r"Option '([^']+)' is not accepted")
+CLASS_PATH = re.compile(r"class_path='([\w.]+)'")
+EXPECTED_TYPE = re.compile(r"Expected a <class '(\w+)'>")
+EXPECTED_LITERAL = re.compile(r"Literal(\[[^\]]*\])")
+GIVEN_VALUE = re.compile(r"(?:Given|Got) value: (.+?)(?=\. Got value|\n|$)")
+NESTED_VALUE = re.compile(r"NestedArg\(key='.*', val=(.*)\)")
+NO_CONFIG = ("Problems parsing", "Unexpected config")
+TRIED_TYPES = ("Does not validate against", "Problem with given")
+# Lightning's and torch's.
+WRONG_ACCELERATOR_OR_STRATEGY = re.compile(r"invalid (accelerator|strategy) name: `\w+='([^']+)'`")
+WRONG_STATE_DICT = "Error(s) in loading state_dict for"
+UNKNOWN_METRIC = "conditioned on metric"
+CALLBACK_TWICE = re.compile(r"Found more than one stateful callback of type `(\w+)`")
