@@ -339,7 +339,7 @@ def test_a_format_by_its_path_from_a_directory_with_packages_of_the_same_names(t
     network = network_of(tmp_path / "run" / "checkpoints" / "last.ckpt")
     images = torch.randn(4, 1, 8, 8)
     exported = load(tmp_path / "own.safetensors", "torch")
-    assert torch.equal(exported(images), pack(network, engine="torch")(images))
+    assert torch.equal(exported(images), pack(network, "float32", engine="torch")(images))
 
 
 def test_help_needs_no_checkpoint(bnfree):
