@@ -77,8 +77,8 @@ def arguments_of(name, run_dir, data_dir, subcommand="fit"):
     line = (CONFIGS / f"{name}.yaml").read_text().splitlines()[0]
     words = shlex.split(line.removeprefix("# "))
     assert words[:2] == ["bnfree", subcommand], line
-    assert name in words or f"configs/{name}.yaml" in words, line
-    words = [w.replace("configs/", f"{CONFIGS}/").replace("=DIR", f"={data_dir}") for w in words[1:]]
+    assert name in words, line
+    words = [w.replace("=DIR", f"={data_dir}") for w in words[1:]]
     short = [option for option in SHORT if "width" not in option or name not in OF_ONE_WIDTH]
     return [*words, *short, f"--run_dir={run_dir}"]
 

@@ -9,7 +9,7 @@ actions:
 {actions}
 
 Examples:
-  bnfree lottery run configs/digits_lottery.yaml
+  bnfree lottery run digits_lottery
   bnfree lottery controls runs/digits_lottery
   bnfree lottery report runs/digits_lottery
 
@@ -30,7 +30,7 @@ run directory of its own.
 
 Any other option is one of `bnfree fit` and holds for every level:
 
-  bnfree lottery run configs/cifar10_lottery_small.yaml --data.data_dir=data/cifar10 --trainer.max_epochs=20
+  bnfree lottery run cifar10_lottery_small --data.data_dir=data/cifar10 --trainer.max_epochs=20
 
 The file:
 
@@ -160,7 +160,7 @@ early-bird tickets, ICLR 2020).
 
 Any other option is one of `bnfree fit` and holds for both trainings:
 
-  bnfree lottery early-bird configs/digits_lottery.yaml --density 0.5 --trainer.max_epochs=20
+  bnfree lottery early-bird digits_lottery --density 0.5 --trainer.max_epochs=20
 
 What it leaves, beside what bnfree lottery run left in the same directory:
 
