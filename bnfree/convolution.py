@@ -10,6 +10,7 @@ would prune nothing: the standardisation subtracts the row mean from the zeros a
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Literal
 
 import torch
@@ -24,6 +25,12 @@ from bnfree.lean.weights import PreparedWeight, WeightRule, prepare
 from bnfree.standardization import WeightSign, standardize_weight
 
 __all__ = ["BinaryConv2d", "standardize_weight"]
+
+
+FOREIGN_PRUNING = (
+    "torch.nn.utils.prune (Lightning's ModelPruning) zeroes latent weights, which standardisation and the sign of 0 "
+    "make others than 0: nothing is pruned; prune with bnfree.callbacks.LotteryTicket or bnfree.tickets.prune."
+)
 
 
 class BinaryConv2d(nn.Module):
@@ -184,17 +191,9 @@ class BinaryConv2d(nn.Module):
         return signs, scale if self.gain is None else scale * self.gain
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolves (N, I, H, W) with the effective weight.
-
-        Raises:
-            InputError: latent weights that `torch.nn.utils.prune` zeroes; binarised or standardised they are not 0.
-        """
-        if "weight_orig" in self._parameters and (self.binary_weights or self.standardize):
-            raise InputError(
-                "torch.nn.utils.prune (Lightning's ModelPruning) zeroes latent weights, which standardisation and the "
-                "sign of 0 make others than 0: nothing would be pruned; prune with bnfree.callbacks.LotteryTicket or "
-                "bnfree.tickets.prune."
-            )
+        """Convolves (N, I, H, W) with the effective weight."""
+        if self.loses_foreign_pruning:
+            warnings.warn(FOREIGN_PRUNING, stacklevel=2)
         if self.lean and x.dim() == 4 and not self._has_other_weights():
             moves = Geometry(self.stride, self.padding, self.groups)
             if torch.is_grad_enabled():
@@ -207,6 +206,11 @@ class BinaryConv2d(nn.Module):
         # changes with the batch size and the machine and would now and then move an activation across its threshold.
         signs, scale = self._signs_and_scale()
         return F.conv2d(x, signs.to(x.dtype), *geometry) * scale.view(1, -1, 1, 1).to(x.dtype)
+
+    @property
+    def loses_foreign_pruning(self) -> bool:
+        """Whether `torch.nn.utils.prune` zeroes latent weights that are other than 0 once standardised or binarised."""
+        return "weight_orig" in self._parameters and (self.binary_weights or self.standardize)
 
     def _has_other_weights(self) -> bool:
         """Whether a subclass, or somebody on the instance, has replaced the effective weight."""

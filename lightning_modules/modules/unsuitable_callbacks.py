@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateFinder, ModelPruning
 from torch import nn
 
-from bnfree.convolution import BinaryConv2d
+from bnfree.convolution import FOREIGN_PRUNING, BinaryConv2d
 from bnfree.errors import InputError
 
 
@@ -20,15 +20,15 @@ def refuse_unsuitable_callbacks(trainer: Trainer, backbone: nn.Module) -> None:
         backbone: the network that it trains.
 
     Raises:
-        InputError: `ModelPruning` on binary or standardised weights, `LearningRateFinder`.
+        InputError: `ModelPruning` on binary or standardised weights, or a network that torch has pruned there;
+            `LearningRateFinder`.
     """
     layers = [layer for layer in backbone.modules() if isinstance(layer, BinaryConv2d)]
+    if any(layer.loses_foreign_pruning for layer in layers):
+        raise InputError(f"backbone: {FOREIGN_PRUNING}")
     for callback in cast(Any, trainer).callbacks:
         if isinstance(callback, ModelPruning) and any(layer.binary_weights or layer.standardize for layer in layers):
-            raise InputError(
-                "trainer.callbacks=ModelPruning zeroes latent weights, which standardisation and the sign of 0 make "
-                "others than 0: nothing would be pruned; use bnfree.callbacks.LotteryTicket or bnfree lottery run."
-            )
+            raise InputError(f"trainer.callbacks=ModelPruning: {FOREIGN_PRUNING}")
         if isinstance(callback, LearningRateFinder):
             raise InputError(
                 "trainer.callbacks=LearningRateFinder changes an attribute lr of the module, and here the rate belongs "

@@ -134,12 +134,13 @@ def test_torch_compile_and_export(density):
 
 @pytest.mark.parametrize(("binary", "standardize"), [(True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("lean", [True, False])
-def test_pruning_of_latent_weights_is_refused_where_it_prunes_nothing(binary, standardize, lean):
+def test_pruning_of_latent_weights_is_warned_of_where_it_prunes_nothing(binary, standardize, lean):
     layer = BinaryConv2d(4, 8, 3, padding=1, binary_weights=binary, standardize=standardize)
     layer.lean = lean
     prune.l1_unstructured(layer, "weight", 0.5)
-    with pytest.raises(InputError, match="LotteryTicket"):
+    with pytest.warns(UserWarning, match="nothing is pruned; prune with bnfree.callbacks.LotteryTicket"):
         layer(torch.randn(2, 4, 6, 6))
+    assert (layer.effective_weight() == 0).float().mean() < 0.05
 
 
 def test_pruning_of_real_weights_works():

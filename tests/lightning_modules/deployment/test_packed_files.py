@@ -12,7 +12,7 @@ from PIL import Image
 from bnfree.datamodules import DigitsDataModule
 from bnfree.datamodules.augmentation import normalize
 from bnfree.lightning_modules.command.packed import names_packed_network
-from bnfree.lightning_modules.training import fit as training
+from bnfree.lightning_modules.training import evaluate
 from bnfree.packing import NetworkInfo, engines, load, pack, zoo
 
 NAMES = ("zero", "one", "two", "three", "four")
@@ -232,11 +232,11 @@ def test_checkpoints_still_go_to_the_trainer(trained, packed, project, monkeypat
     for arguments in (["--ckpt_path", str(renamed)], ["--model=digits"], [str(packed), "x.png"], ["--threads=1", "a"]):
         assert names_packed_network(arguments)
     seen = []
-    monkeypatch.setattr(training, "run", seen.append)
+    monkeypatch.setattr(evaluate, "evaluate", seen.append)
     from bnfree.lightning_modules.cli import main
 
     main(["test", "--config=toy.yaml"])
-    assert seen == [["test", "--config=toy.yaml"]]
+    assert [(settings.part, list(settings.arguments)) for settings in seen] == [("test", ["--config=toy.yaml"])]
 
 
 def test_help_tells_of_both(bnfree):

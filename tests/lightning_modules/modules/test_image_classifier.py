@@ -5,6 +5,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.nn import functional as F
+from torch.nn.utils import prune
 from torch.optim import SGD
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -372,4 +373,11 @@ def test_init_from_a_public_checkpoint_that_would_compute_something_else_is_refu
     torch.save({"state_dict": as_public_reactnet18(network(reference=True))}, tmp_path / "public.tar")
     module = ImageClassifier(network(**options), init_from=str(tmp_path / "public.tar"))
     with pytest.raises(InputError, match="alpha to 0.2|binary_shortcut to true"):
+        make_trainer().fit(module, datamodule=corners)
+
+
+def test_a_network_that_torch_has_pruned_in_vain_is_refused(corners, make_trainer):
+    module = ImageClassifier(ReActNet18(num_classes=4, width=4))
+    prune.l1_unstructured(module.backbone.body[0][0].convolution, "weight", 0.5)
+    with pytest.raises(InputError, match="nothing is pruned; prune with bnfree.callbacks.LotteryTicket"):
         make_trainer().fit(module, datamodule=corners)

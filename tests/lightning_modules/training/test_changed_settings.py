@@ -34,6 +34,7 @@ def rates(directory):
         return [float(row["lr-Adam/decayed"]) for row in csv.DictReader(file) if row.get("lr-Adam/decayed")]
 
 
+@pytest.mark.slow
 def test_schedules_by_name(fit, project, complaint):
     fit("--model.lr_scheduler=ExponentialLR", "--model.lr_scheduler.gamma=.95", "--run_dir=exponential")
     assert rates(project / "exponential") == pytest.approx([5e-3 * 0.95**k for k in range(10)])

@@ -13,7 +13,7 @@ SMALL = ("--config=quickstart", "--data.limit_train=320", "--trainer.max_epochs=
         ([f"{CALLBACKS}LearningRateFinder"], "LearningRateFinder changes an attribute lr of the module"),
         (
             [f"{CALLBACKS}ModelPruning", "--trainer.callbacks.pruning_fn=l1_unstructured"],
-            "use bnfree.callbacks.Lottery",
+            "prune with bnfree.callbacks.LotteryTicket",
         ),
         (["--model.backbone.num_classes=1"], "num_classes=1 leaves nothing to tell apart"),
     ],
