@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bnfree.errors import InputError
 from bnfree.lean.activations import LeanRSign
 from bnfree.lean.derivative import QUADRATIC, WINDOW, Derivative
+from bnfree.lean.function import as_output
 from bnfree.plugins import name_of, register, resolve
 
 KIND = "sign_estimator"
@@ -74,7 +75,7 @@ class _Sign(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, slope: Callable[[Tensor], Tensor]) -> Tensor:
         """Exactly -1 or +1 in the dtype of `x`, and +1 at 0."""
-        return (x >= 0).to(x.dtype).mul_(2).sub_(1)
+        return as_output((x >= 0).to(x.dtype).mul_(2).sub_(1))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bnfree.lean.function import as_output
+
 
 class WeightSign(torch.autograd.Function):
     """sign(w), sign(0) = +1, for weights that are multiplied by `scale` afterwards.
@@ -21,7 +23,7 @@ class WeightSign(torch.autograd.Function):
     @staticmethod
     def forward(weight: Tensor, scale: Tensor) -> Tensor:
         """`weight` (O, I, kH, kW), `scale` (O, 1, 1, 1), at least 0."""
-        return (weight >= 0).to(weight.dtype).mul_(2).sub_(1)
+        return as_output((weight >= 0).to(weight.dtype).mul_(2).sub_(1))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:

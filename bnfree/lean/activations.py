@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from bnfree.lean import kernels
 from bnfree.lean.blocks import Planes, part, put, slot
 from bnfree.lean.derivative import Derivative
-from bnfree.lean.function import Function
+from bnfree.lean.function import Function, as_output
 from bnfree.lean.refusal import once
 
 
@@ -95,7 +95,7 @@ class LeanRPReLU(Function):
             _, y = rprelu(part(source, block, 1), *(part(p, block, 1) for p in parameters))
             target = put(target, block, y)
         assert target is not None
-        return target.view(x.shape)
+        return as_output(target.view(x.shape))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -145,7 +145,7 @@ class LeanRSign(Function):
             s = signs(part(source, block, 1), part(thresholds, block, 1), beta, x.dtype, memory=memory)
             target = put(target, block, s, memory=memory)
         assert target is not None
-        return target.view(x.shape)
+        return as_output(target.view(x.shape))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

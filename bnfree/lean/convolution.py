@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bnfree.lean import weights
-from bnfree.lean.function import Function
+from bnfree.lean.function import Function, as_output
 from bnfree.lean.geometry import Geometry
 from bnfree.lean.refusal import once
 from bnfree.lean.weights import PreparedWeight, WeightRule
@@ -58,7 +58,7 @@ class LeanEffectiveWeight(Function):
         values, scale, moments = weights.prepare(weight, gain, mask, rule)
         if scale is not None:
             values.mul_(scale.view(-1, 1, 1, 1))
-        return values.to(weight.dtype), moments
+        return as_output(values.to(weight.dtype)), moments
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -93,7 +93,7 @@ class LeanConvolution(Function):
     ) -> tuple[Tensor, Tensor]:
         """The output (N, O, H', W'), and the moments."""
         prepared = weights.prepare(weight, gain, mask, rule)
-        return convolve_prepared(x, prepared, geometry, compute_dtype(x)), prepared.moments
+        return as_output(convolve_prepared(x, prepared, geometry, compute_dtype(x))), prepared.moments
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

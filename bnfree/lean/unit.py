@@ -26,7 +26,7 @@ from bnfree.lean.convolution import (
 )
 from bnfree.lean.elementwise import Entry, UnitRule, combine, enter, leave
 from bnfree.lean.fast import convolve_half, convolve_int8, gradients_bf16, runs_bf16, runs_half, runs_int8
-from bnfree.lean.function import Function
+from bnfree.lean.function import Function, as_output
 from bnfree.lean.geometry import Geometry
 from bnfree.lean.refusal import once
 from bnfree.lean.storage import runs_half_saved, to_half
@@ -112,7 +112,7 @@ class UnitStep(Function):
             projection = weights.prepare(projection_weight, projection_gain, projection_mask, rule.projection)
             moments.append(projection.moments)
         entry = Entry(shift_in, slope, shift_out, shift, beta)
-        results = unit_forward(u, entry, prepared, projection, rule), torch.stack(moments)
+        results = as_output(unit_forward(u, entry, prepared, projection, rule)), torch.stack(moments)
         if not runs_half_saved(rule, u):
             return results
         return (*results, to_half(u, Planes(u), entry, rule.derivative.jumps or ()))
