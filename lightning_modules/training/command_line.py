@@ -121,7 +121,6 @@ class TrainingCLI(SteppedCLI):
             parser_class=CommandParser,
             parser_kwargs={
                 "prog": "bnfree",
-                "allow_abbrev": False,
                 **dict.fromkeys(self.subcommands(), description),
             },
             args=self.arguments,

@@ -80,7 +80,7 @@ def read_description(source: str | Path, options: Mapping[str, Any] | None = Non
     Raises:
         InputError: nothing that describes a network, or a mistake in it.
     """
-    parser = CommandParser(allow_abbrev=False)
+    parser = CommandParser()
     add_network_arguments(parser)
     return parse(parser, ["summary", *options_of(str(source)), *words_of(FitSettings(options=options or {}))])
 
@@ -98,7 +98,7 @@ def network_of(config: Path) -> tuple[nn.Module, str, tuple[int, ...]]:
     Raises:
         InputError: a network that cannot be built, or of whose images nothing is known.
     """
-    parser = CommandParser(allow_abbrev=False)
+    parser = CommandParser()
     add_network_arguments(parser)
     try:
         parsed = parser.parse_args(["--config", str(config)])

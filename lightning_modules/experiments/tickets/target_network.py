@@ -92,12 +92,12 @@ def _parsed(source: Path | Mapping[str, Any], options: Sequence[str]) -> tuple[N
     """The config of a file, or of sections, under options that win; parsed, and as plain values."""
     search_working_directory()
     # What a ticket remembers needs no trainer, whose many options take seconds to prepare.
-    sections_alone = CommandParser(allow_abbrev=False)
+    sections_alone = CommandParser()
     sections_alone.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
     sections_alone.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True, required=False)
     parser = sections_alone
     if isinstance(source, Path):
-        parser = CommandParser(allow_abbrev=False)
+        parser = CommandParser()
         add_network_arguments(parser)
         arguments = ["--config", str(source), *options]
     else:

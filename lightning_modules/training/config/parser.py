@@ -35,7 +35,7 @@ class CommandParser(LightningArgumentParser):
     """Raises `ParseFailure` where other parsers print their usage and exit, and knows earlier names of classes."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"parser_mode": MODE, **kwargs})
+        super().__init__(*args, **{"parser_mode": MODE, "allow_abbrev": False, **kwargs})
 
     def parse_args(self, args: Sequence[str] | None = None, *others: Any, **options: Any) -> Namespace:  # type: ignore[override]
         """Parses words, in which a class may have its earlier name: `--model=lightning_modules.ImageClassifier`."""
