@@ -325,13 +325,16 @@ def test_torch_compile_in_one_graph(norm, binary_weights, dynamic):
     network, x = spread(AllKinds(norm, binary_weights)), images(3, (16, 12))
     expected = everything(network, x, False)
     compiled = torch.compile(network, fullgraph=True, backend="aot_eager", dynamic=dynamic)
-    y = compiled(x)
-    (y * torch.arange(1, y.numel() + 1).view(y.shape)).sum().backward()
-    for name, parameter in network.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-9, atol=1e-12)
-    network.eval()
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(x), network(x))
+    # Of what may change, sizes: torch 2.14 fails on numbers that may, every constant of the code included, within an
+    # autograd function.
+    with torch._dynamo.config.patch(specialize_float=True):
+        y = compiled(x)
+        (y * torch.arange(1, y.numel() + 1).view(y.shape)).sum().backward()
+        for name, parameter in network.named_parameters():
+            torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-9, atol=1e-12)
+        network.eval()
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x), network(x))
 
 
 @pytest.mark.slow
