@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from typing import NamedTuple
 
-from bnfree.errors import InputError
-from bnfree.names import did_you_mean
+from bnfree.lightning_modules.command.actions import Action, run_action
 
 
-class Action(NamedTuple):
-    """What an action does, and the module whose `run_<action>(arguments)` does it; `arguments[0]` is the action."""
+def _action(usage: str, summary: str, module: str) -> Action:
+    name = usage.split()[0]
 
-    usage: str
-    summary: str
-    module: str
+    def run(options: Sequence[str]) -> int:
+        # After the manual, which answers without torch.
+        from bnfree.lightning_modules.compat import leave_out_messages
+
+        leave_out_messages("ticket")
+        found = importlib.import_module(f"bnfree.lightning_modules.command.{module}")
+        code: int = getattr(found, f"run_{name}")([name, *options])
+        return code
+
+    return Action(usage, summary, run)
 
 
-# A new action is one line here and one function `run_<action>`.
+# A new action is one line here and one function `run_<action>` of the module it names.
 ACTIONS = {
-    "info": Action("info TICKET", "what it is and where it comes from, layer by layer", "ticket_looking"),
-    "diff": Action("diff A B", "what two tickets have in common, against chance", "ticket_looking"),
-    "stretch": Action("stretch TICKET", "for a deeper network: blocks are copied", "ticket_changing"),
-    "squeeze": Action("squeeze TICKET", "for a shallower network: blocks are dropped", "ticket_changing"),
-    "transfer": Action("transfer TICKET", "for other images and classes", "ticket_changing"),
-    "sign": Action("sign TICKET", "put an owner's mark into the masks", "ticket_owning"),
-    "verify": Action("verify TICKET", "look for an owner's mark; exit code 0 found, 1 not found", "ticket_owning"),
-    "key": Action("key new|split|join", "an owner's key; a ticket in two parts", "ticket_owning"),
+    action.usage.split()[0]: action
+    for action in (
+        _action("info TICKET", "what it is and where it comes from, layer by layer", "ticket_looking"),
+        _action("diff A B", "what two tickets have in common, against chance", "ticket_looking"),
+        _action("stretch TICKET", "for a deeper network: blocks are copied", "ticket_changing"),
+        _action("squeeze TICKET", "for a shallower network: blocks are dropped", "ticket_changing"),
+        _action("transfer TICKET", "for other images and classes", "ticket_changing"),
+        _action("sign TICKET", "put an owner's mark into the masks", "ticket_owning"),
+        _action("verify TICKET", "look for an owner's mark; exit code 0 found, 1 not found", "ticket_owning"),
+        _action("key new|split|join", "an owner's key; a ticket in two parts", "ticket_owning"),
+    )
 }
 HELP = """usage: bnfree ticket ACTION ...
 
@@ -62,23 +70,5 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         InputError: a mistake in what the user gave.
     """
-    if len(arguments) < 2 or arguments[1] in ("-h", "--help", "help"):
-        width = max(len(action.usage) for action in ACTIONS.values())
-        lines = (f"  {action.usage:<{width}}  {action.summary}" for action in ACTIONS.values())
-        print(HELP.format(actions="\n".join(lines)), end="")
-        return 0
-    name = arguments[1]
-    if name not in ACTIONS:
-        known = ", ".join(ACTIONS)
-        if name.startswith("-"):
-            raise InputError(f"{name!r} stands before the action; give one of {known} first, then its options.")
-        raise InputError(
-            f"action {name!r} of ticket is not known; {did_you_mean(name, ACTIONS) or f'choose from {known}.'}"
-        )
-    # After the manual, which answers without torch.
-    from bnfree.lightning_modules.compat import leave_out_messages
-
-    leave_out_messages(arguments[0])
-    module = importlib.import_module(f"bnfree.lightning_modules.command.{ACTIONS[name].module}")
-    code: int = getattr(module, f"run_{name}")(arguments[1:])
+    code: int = run_action(arguments, ACTIONS, HELP)
     return code

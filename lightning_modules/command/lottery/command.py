@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from bnfree.errors import InputError
+from bnfree.lightning_modules.command.actions import Action, run_action
 from bnfree.lightning_modules.command.lottery import manuals
 from bnfree.lightning_modules.command.lottery import report as report_action
 from bnfree.lightning_modules.command.options import (
@@ -41,14 +42,14 @@ OF_CONTROLS = {
 }
 
 
-def run_action(words: Sequence[str]) -> None:
+def levels_action(words: Sequence[str]) -> None:
     """Runs a lottery, and reports it.
 
     Raises:
         InputError: a mistake in what the user gave.
     """
     if asks_for_help(words):
-        print(manuals.RUN, end="")
+        print(manuals.RUN_MANUAL, end="")
         return
     own, words = take_options(words, {"--controls": _controls})
     changes = _lottery_changes(words, "run")
@@ -67,7 +68,7 @@ def controls_action(words: Sequence[str]) -> None:
         InputError: a mistake in what the user gave.
     """
     if asks_for_help(words):
-        print(manuals.CONTROLS, end="")
+        print(manuals.CONTROLS_MANUAL, end="")
         return
     command = "bnfree lottery controls"
     directory, words = take_first(words, command, "the directory of a lottery run", "runs/digits_lottery")
@@ -89,7 +90,7 @@ def early_bird_action(words: Sequence[str]) -> None:
         InputError: a mistake in what the user gave.
     """
     if asks_for_help(words):
-        print(manuals.EARLY_BIRD, end="")
+        print(manuals.EARLY_BIRD_MANUAL, end="")
         return
     known = {"--density": as_number, "--window": as_whole_number, "--tolerance": as_number}
     own, words = take_options(words, known)
@@ -143,16 +144,8 @@ def _controls(text: str, name: str) -> list[str]:
     return sorted(controls, key=known.index) if set(controls) <= set(known) else controls
 
 
-class Action(NamedTuple):
-    """What an action does, and the function that does it, called with what follows its name."""
-
-    usage: str
-    summary: str
-    run: Callable[[Sequence[str]], None]
-
-
 ACTIONS = {
-    "run": Action("run FILE", "train dense, then prune, rewind and train again, level by level", run_action),
+    "run": Action("run FILE", "train dense, then prune, rewind and train again, level by level", levels_action),
     "controls": Action(
         "controls DIR", "random masks, fresh weights and shuffled signs beside the tickets", controls_action
     ),
@@ -172,13 +165,4 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         InputError: a mistake in what the user gave.
     """
-    if len(arguments) < 2 or arguments[1] in ("-h", "--help", "help"):
-        width = max(len(action.usage) for action in ACTIONS.values())
-        lines = (f"  {action.usage:<{width}}  {action.summary}" for action in ACTIONS.values())
-        print(manuals.FRONT.format(actions="\n".join(lines)), end="")
-        return
-    name = arguments[1]
-    if name not in ACTIONS:
-        remedy = did_you_mean(name, ACTIONS) or f"choose from {', '.join(ACTIONS)}."
-        raise InputError(f"action {name!r} of bnfree lottery is not known; {remedy}")
-    ACTIONS[name].run(arguments[2:])
+    run_action(arguments, ACTIONS, manuals.FRONT)

@@ -16,7 +16,7 @@ Examples:
 Help on an action: bnfree lottery ACTION --help
 """
 
-RUN = """usage: bnfree lottery run FILE [--run_dir DIR] [--seeds 0,1,2] [--controls LIST] [options]
+RUN_MANUAL = """usage: bnfree lottery run FILE [--run_dir DIR] [--seeds 0,1,2] [--controls LIST] [options]
 
 Iterative magnitude pruning with rewinding. Level 0 trains the dense network. Each further level prunes what the level
 before has trained, puts the surviving weights back to an early moment, and trains again, with a Trainer of its own in a
@@ -79,7 +79,7 @@ mistakes are told, before anything is trained. With several processes (--trainer
 all of them.
 """
 
-CONTROLS = """usage: bnfree lottery controls DIR [--controls LIST] [--levels 1-3] [--seeds 0,1] [options]
+CONTROLS_MANUAL = """usage: bnfree lottery controls DIR [--controls LIST] [--levels 1-3] [--seeds 0,1] [options]
 
 Trains sanity controls beside the tickets of a lottery run. A ticket has a mask, early weights and their signs; each
 control takes one of these away and leaves the rest, and is trained exactly as its ticket was. Where a control does as
@@ -139,7 +139,7 @@ Examples:
   bnfree lottery controls runs/digits_lottery --controls random_layerwise,reinit --levels 2-3 --seeds 0
 """
 
-EARLY_BIRD = """\
+EARLY_BIRD_MANUAL = """\
 usage: bnfree lottery early-bird FILE --density D [--window 5] [--tolerance 0.1] [--run_dir DIR] [options]
 
 Looks for the ticket early: trains the dense network only until the mask that pruning would give has settled, then
