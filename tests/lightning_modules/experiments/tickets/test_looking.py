@@ -120,7 +120,7 @@ def test_the_front_lists_every_action(bnfree):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["inof"], "action 'inof' of ticket is not known; did you mean 'info'?"),
+        (["inof"], "action 'inof' of bnfree ticket is not known; did you mean 'info'?"),
         (["--output=x"], "'--output=x' stands before the action; give one of info, diff,"),
         (["info"], "TICKET must be given; see bnfree ticket info --help."),
         (["info", "nothing.pt"], "ticket='nothing.pt' is not a file"),
