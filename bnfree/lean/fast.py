@@ -168,7 +168,8 @@ def _multiply_int8(codes: Tensor, values: Tensor, geometry: Geometry) -> Tensor:
     height, width = ((n + 2 * padding - size) // stride + 1 for n in (height, width))
     image, row, column, _ = signs.stride()
     shape, strides = (images, height, width, size, size * channels), (image, row * stride, column * stride, row, 1)
-    rows = signs.as_strided(shape, strides).reshape(images * height * width, -1)
+    # A copy where the kernel is as wide as the image: overlapping rows of a view are more than _int_mm understands.
+    rows = signs.as_strided(shape, strides).reshape(images * height * width, -1).contiguous()
     columns = values.to(torch.int8).permute(0, 2, 3, 1).reshape(filters, -1).t()
     # Of a single product of each pair, _int_mm gives what happened to be in memory (torch 2.11 to 2.14).
     sums = torch._int_mm(rows, columns) if len(columns) > 1 else rows.int() * columns.int()

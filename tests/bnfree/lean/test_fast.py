@@ -6,7 +6,7 @@ from unittest import mock
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -50,6 +50,8 @@ def test_int8_forward_gives_the_same_bits(kind, block, density, monkeypatch):
 
 
 @needs_int8
+# As wide as the kernel, and higher.
+@example(1, 1, 1, (3, 0), 1, 4, 3, torch.contiguous_format, "product")
 @given(
     images=st.integers(1, 3),
     channels=st.integers(1, 9),
