@@ -105,12 +105,14 @@ class Row:
 class Runner:
     """Runs rows, some at a time, and appends the line of each that has finished."""
 
-    def __init__(self, data_dir: str, output: Path, rows_file: Path, fast: Sequence[str], options: Sequence[str]):
+    def __init__(
+        self, data_dir: str, output: Path, rows_file: Path, fast: Sequence[str], options: Sequence[str], nice: int
+    ):
         self.data_dir = data_dir
         self.output = output
         self.rows_file = rows_file
         self.fast = tuple(fast)
-        self.options = list(options)
+        self.options, self.nice = list(options), nice
         self.stopping = False
         self.failed: list[str] = []
         self._children: set[subprocess.Popen[bytes]] = set()
@@ -155,7 +157,7 @@ class Runner:
         return self.fast if row.norm in ("bn_free", "none") else ()
 
     def _fit(self, row: Row, seed: int, folder: Path, lock: int) -> int:
-        command = ["nice", "-n", "19", sys.executable, "-m", "bnfree", "fit", "--config", str(CONFIG)]
+        command = ["nice", "-n", str(self.nice), sys.executable, "-m", "bnfree", "fit", "--config", str(CONFIG)]
         command += [f"--data.data_dir={self.data_dir}", f"--run_dir={folder}", *row.arguments()]
         command += [f"--seed_everything={seed}", f"--data.seed={seed}"]
         command += [f"--model.backbone.fast=[{','.join(self._modes(row))}]", *self.options]
@@ -269,6 +271,7 @@ def main() -> None:
     parser.add_argument("--rows_file", type=Path, help="CSV of the finished runs; default: rows.csv in the output")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", default=ROWS, metavar="ROW", help="default: " + " ".join(ROWS))
+    parser.add_argument("--nice", type=int, default=19, help="niceness of the trainings")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, of one thread and priority 19 each")
     parser.add_argument("--exact", action="store_true", help="without fast modes")
     parser.add_argument("--table", action="store_true", help="only print the table")
@@ -283,7 +286,7 @@ def main() -> None:
         runs.sort(key=lambda run: run[0].cost)
         fast = [] if chosen.exact else _speed_modes()
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-        runner = Runner(chosen.data_dir, chosen.output, rows_file, fast, chosen.options)
+        runner = Runner(chosen.data_dir, chosen.output, rows_file, fast, chosen.options, chosen.nice)
         runner.run_all(runs, chosen.jobs)
         failed = runner.failed
     lines = read(rows_file)

@@ -39,7 +39,20 @@ def images(tmp_path_factory):
 
 
 def command(images, output, *options, rows=ROWS):
-    arguments = ["--data_dir", images, "--output", output, "--seeds", "0", "--exact", "--rows", *rows, *options]
+    arguments = [
+        "--data_dir",
+        images,
+        "--output",
+        output,
+        "--seeds",
+        "0",
+        "--exact",
+        "--nice",
+        "0",
+        "--rows",
+        *rows,
+        *options,
+    ]
     return [sys.executable, SCRIPT, *map(str, arguments), "--", *TOY]
 
 
