@@ -7,6 +7,7 @@ user's directory has packages of those three names, without the classes that the
 import csv
 import shutil
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,17 +26,29 @@ def earlier(request, project, monkeypatch):
     """The working directory, with copies of the files."""
     shutil.copytree(EARLIER, project, dirs_exist_ok=True)
     if request.param:
-        for name in [name for name in sys.modules if name.partition(".")[0] in PARTS]:
-            monkeypatch.delitem(sys.modules, name)
         for part in PARTS:
             (project / part).mkdir()
             (project / part / "__init__.py").write_text("")
         monkeypatch.syspath_prepend(project)
-        yield project
-        for name in [name for name in sys.modules if name.partition(".")[0] in PARTS]:
-            monkeypatch.delitem(sys.modules, name)
+        with packages_of_the_user():
+            yield project
     else:
         yield project
+
+
+@contextmanager
+def packages_of_the_user():
+    """Forgets the modules of the names in question, and in the end those that have been imported meanwhile."""
+
+    def take_out():
+        return {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in PARTS}
+
+    ours = take_out()
+    try:
+        yield
+    finally:
+        take_out()
+        sys.modules.update(ours)
 
 
 def row(directory, name):
@@ -117,16 +130,13 @@ def test_the_users_class_of_the_same_name_comes_first(project, bnfree, monkeypat
         "from lightning.pytorch import Callback\n\n\nclass WeightDynamics(Callback):\n"
         "    def on_fit_start(self, trainer, pl_module):\n        print('mine')\n"
     )
-    for name in [name for name in sys.modules if name.partition(".")[0] == "callbacks"]:
-        monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(project)
     (project / "more.yaml").write_text("trainer: {callbacks: [{class_path: callbacks.WeightDynamics}]}\n")
-    code, out, _ = bnfree("fit", "--config=toy.yaml", "--config=more.yaml", "--trainer.fast_dev_run=1")
-    assert code == 0
-    assert "mine\n" in out
-    code, out, err = bnfree(
-        "fit", "--config=toy.yaml", "--trainer.callbacks+=callbacks.ChannelsLast", "--trainer.fast_dev_run=1"
-    )
-    assert code == 0, err
-    for name in [name for name in sys.modules if name.partition(".")[0] == "callbacks"]:
-        monkeypatch.delitem(sys.modules, name)
+    with packages_of_the_user():
+        code, out, _ = bnfree("fit", "--config=toy.yaml", "--config=more.yaml", "--trainer.fast_dev_run=1")
+        assert code == 0
+        assert "mine\n" in out
+        code, out, err = bnfree(
+            "fit", "--config=toy.yaml", "--trainer.callbacks+=callbacks.ChannelsLast", "--trainer.fast_dev_run=1"
+        )
+        assert code == 0, err
