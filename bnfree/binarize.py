@@ -175,6 +175,11 @@ class RSign(nn.Module):
 
     Shape: input and output (N, C, H, W); `shift` (C,), initially 0. With `lean` (an attribute, True) the backward pass
     needs the input alone.
+
+    Example:
+        >>> rsign = RSign(16)
+        >>> rsign(torch.randn(2, 16, 8, 8)).detach().unique()
+        tensor([-1.,  1.])
     """
 
     lean: bool

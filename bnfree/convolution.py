@@ -69,6 +69,14 @@ class BinaryConv2d(nn.Module):
 
     Raises:
         InputError: sizes that do not fit together, or an unknown `init`.
+
+    Example:
+        >>> layer = BinaryConv2d(16, 32, 3, padding=1)
+        >>> layer(torch.randn(2, 16, 8, 8)).shape
+        torch.Size([2, 32, 8, 8])
+        >>> layer.set_mask(torch.rand(32, 16, 3, 3) < 0.2)
+        >>> layer.effective_weight()[0].unique().numel()  # minus the scale, 0, the scale
+        3
     """
 
     weight: Tensor

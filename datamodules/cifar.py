@@ -139,6 +139,9 @@ class CIFAR10DataModule(_CIFARDataModule):
 
     Raises:
         InputError: an argument is out of its range, or files are missing without `download`.
+
+    Example:
+        >>> data = CIFAR10DataModule("data/cifar10", batch_size=256, download=True)  # doctest: +SKIP
     """
 
     num_classes = 10
@@ -169,6 +172,9 @@ class CIFAR100DataModule(_CIFARDataModule):
 
     Raises:
         InputError: an argument is out of its range, or files are missing without `download`.
+
+    Example:
+        >>> data = CIFAR100DataModule("data/cifar100", batch_size=256, download=True)  # doctest: +SKIP
     """
 
     num_classes = 100

@@ -34,6 +34,9 @@ class FashionMNISTDataModule(ImageDataModule):
 
     Raises:
         InputError: an argument is out of its range, or files are missing without `download`.
+
+    Example:
+        >>> data = FashionMNISTDataModule("data/fashion_mnist", download=True)  # doctest: +SKIP
     """
 
     num_classes = 10

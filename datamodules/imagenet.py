@@ -26,6 +26,9 @@ class ImageNetDataModule(ImageFolderDataModule):
 
     Raises:
         InputError: an argument is out of its range, or there is no data_dir/train or data_dir/val with class folders.
+
+    Example:
+        >>> data = ImageNetDataModule("/data/imagenet", batch_size=128, num_workers=16)  # doctest: +SKIP
     """
 
     folders = {"train": "train", "test": "val"}

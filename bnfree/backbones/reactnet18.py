@@ -61,6 +61,12 @@ class ReActNet18(ReActNet):
 
     Raises:
         InputError: an argument out of range or an unknown choice.
+
+    Example:
+        >>> import torch
+        >>> network = ReActNet18(num_classes=100, stem="imagenet", width=8)
+        >>> network(torch.randn(2, 3, 64, 64)).shape
+        torch.Size([2, 100])
     """
 
     def __init__(

@@ -64,6 +64,12 @@ class ReActNetA(ReActNet):
 
     Raises:
         InputError: an argument out of range or an unknown choice.
+
+    Example:
+        >>> import torch
+        >>> network = ReActNetA(num_classes=100, stem="cifar", width=8)
+        >>> network(torch.randn(2, 3, 32, 32)).shape
+        torch.Size([2, 100])
     """
 
     def __init__(
