@@ -7,13 +7,20 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from bnfree.files import whole_file
 
 
 def run_directory(trainer: Trainer) -> Path:
-    """Directory of the run, the same on every process; must be called on all of them."""
-    return Path(trainer.log_dir or trainer.default_root_dir)
+    """Directory of the run, the same on every process; must be called on all of them.
+
+    That of the first logger that writes into one directory for each run, which are TensorBoard's and the CSV logger's;
+    loggers of services keep all their runs in one place, the working directory mostly. Without: `default_root_dir`.
+    """
+    kinds = (TensorBoardLogger, CSVLogger)
+    directories = [logger.log_dir for logger in trainer.loggers if isinstance(logger, kinds)]
+    return Path(trainer.strategy.broadcast(directories[0] if directories else trainer.default_root_dir))
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

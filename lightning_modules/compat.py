@@ -9,6 +9,7 @@ import csv
 import logging
 import os
 import re
+import sys
 import warnings
 from argparse import SUPPRESS
 from collections.abc import Callable, Mapping
@@ -98,6 +99,28 @@ def integers_first(parser: LightningArgumentParser) -> None:
         if get_origin(hint) is Union and {int, float} <= set(get_args(hint)):
             kinds = sorted(get_args(hint), key=lambda kind: {int: 0, float: 1}.get(kind, 2))
             setattr(action, "_typehint", Union[tuple(kinds)])  # noqa: B010, UP007 - mypy knows no such attribute
+
+
+# Loggers of Lightning that need a package which it does not bring, and how each says whether it is there.
+LOGGER_PACKAGES = {
+    "WandbLogger": ("wandb", "wandb", "_WANDB_AVAILABLE"),
+    "MLFlowLogger": ("mlflow", "mlflow", "_MLFLOW_AVAILABLE"),
+    "CometLogger": ("comet-ml", "comet", "_COMET_AVAILABLE"),
+    "LitLogger": ("litlogger", "litlogger", "_LITLOGGER_AVAILABLE"),
+}
+
+
+def missing_package(logger: type) -> str | None:
+    """The package that a logger of Lightning needs and that is not installed; None: nothing is missing.
+
+    Args:
+        logger: class of the logger, or one that is derived from it.
+    """
+    for base in logger.__mro__:
+        package, module, flag = LOGGER_PACKAGES.get(base.__name__, ("", "", ""))
+        if package and base.__module__ == f"lightning.pytorch.loggers.{module}":
+            return None if getattr(sys.modules[base.__module__], flag) else package
+    return None
 
 
 def leave_out_messages(subcommand: str) -> None:

@@ -45,8 +45,18 @@ from bnfree.lightning_modules.training.config.explanations import (
 from bnfree.lightning_modules.training.config.parser import ALWAYS_ON, CommandParser, ParseFailure, add_arguments
 from bnfree.lightning_modules.training.config.sources import complete_arguments, config_files, is_local
 from bnfree.lightning_modules.training.default_callbacks import SavedConfig, default_callbacks
+from bnfree.lightning_modules.training.hyperparameters import Hyperparameters, flat_hyperparameters
 from bnfree.lightning_modules.training.loading import checkpoint_to_load
-from bnfree.lightning_modules.training.loggers import default_loggers
+from bnfree.lightning_modules.training.loggers import (
+    SERVICES,
+    all_loggers,
+    check_packages,
+    default_loggers,
+    finish_wandb_runs,
+    in_run_directory,
+    open_wandb_run,
+    with_directories,
+)
 from bnfree.lightning_modules.training.messages import say, say_where_things_are
 from bnfree.lightning_modules.training.settings import RunSettings, words_of
 from bnfree.lightning_modules.training.tested_data import TestedData
@@ -106,10 +116,11 @@ class TrainingCLI(SteppedCLI):
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
-        self.arguments = complete_arguments(arguments)
+        self.arguments = with_directories(complete_arguments(arguments))
         self.checkpoint: dict[str, Any] = {}
         self.checkpoint_path: str | None = None
         self.changes: Callback | None = None
+        self.text = ""
         self.run_directory: Path | None = None
         self.created: list[Path] = []
         self.fit_metrics: dict[str, float] = {}
@@ -137,6 +148,7 @@ class TrainingCLI(SteppedCLI):
             self.config = parser.parse_args(self.arguments)
         except ParseFailure as failure:
             raise InputError(explain(failure.message, self.arguments, self.subcommand_parsers)) from None
+        check_packages(self.config[self.config.subcommand].trainer.logger)
 
     def read_checkpoint(self) -> None:
         """Reads the checkpoint, and says where the user wants something else than it remembers."""
@@ -164,6 +176,8 @@ class TrainingCLI(SteppedCLI):
 
     def instantiate_classes(self) -> None:
         """Builds model, data and Trainer; an error of a constructor comes out as the constructor raised it."""
+        self.text = self._config_text() if self.subcommand == "fit" else ""
+        in_run_directory(self.config[self.subcommand].trainer.logger, self.run_directory)
         try:
             super().instantiate_classes()
         except ValueError as error:
@@ -206,10 +220,13 @@ class TrainingCLI(SteppedCLI):
         if self.run_directory is not None:
             options["default_root_dir"] = options.get("default_root_dir") or str(self.run_directory.absolute())
         if self.subcommand == "fit" and self.run_directory is not None:
-            options["callbacks"].append(SavedConfig(self._config_text(), self.run_directory.absolute()))
-            if options.get("logger") in (None, True) and not options.get("barebones"):
+            options["callbacks"].append(SavedConfig(self.text, self.run_directory.absolute()))
+            if options.get("logger") is not False and not options.get("barebones"):
                 step = self.checkpoint.get("global_step", 0)
-                options["logger"] = default_loggers(self.run_directory.absolute(), self.checkpoint_path, step)
+                own = default_loggers(self.run_directory.absolute(), self.checkpoint_path, step)
+                options["logger"] = all_loggers(options.get("logger"), own)
+                values = {**flat_hyperparameters(yaml.safe_load(self.text)), "run_dir": str(self.run_directory)}
+                options["callbacks"].append(Hyperparameters(values))
         elif options.get("logger") in (None, True) and not options.get("fast_dev_run"):
             # Evaluating must not write over the metrics of the run.
             options["logger"] = False
@@ -249,9 +266,15 @@ class TrainingCLI(SteppedCLI):
 
     def run_subcommand(self, subcommand: str) -> None:
         """Runs it, and removes a run directory in which nothing has started."""
+        earlier_run = open_wandb_run()
         try:
             super().run_subcommand(subcommand)
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] not in SERVICES:
+                raise
+            raise InputError(f"trainer.logger: {' '.join(str(error).split())}") from error
         finally:
+            finish_wandb_runs(self.trainer.loggers, earlier_run)
             run_directory.remove_if_unused(self.created)
 
     def after_fit(self) -> None:

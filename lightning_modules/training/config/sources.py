@@ -70,7 +70,9 @@ def complete_arguments(arguments: Sequence[str]) -> list[str]:
         return [subcommand, *options]
     if not Path(path).is_file():
         read_checkpoint(path)
-    return [subcommand, *_configs_of(path), *options]
+    # Loggers of the training have no business in an evaluation, which would open another run with their service, say.
+    silent = ["--config", '{"trainer": {"logger": null}}'] if subcommand in ("validate", "test", "predict") else []
+    return [subcommand, *_configs_of(path), *silent, *options]
 
 
 def _with_files(options: Sequence[str]) -> list[str]:
