@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bnfree.callbacks.keep_freed_memory import KeepFreedMemory
     from bnfree.callbacks.lottery_ticket import LotteryTicket
     from bnfree.callbacks.multi_prize_ticket import MultiPrizeTicket
+    from bnfree.callbacks.non_finite_stop import NonFiniteStop
     from bnfree.callbacks.prediction_writer import PredictionWriter
     from bnfree.callbacks.signal_propagation import SignalPropagation
     from bnfree.callbacks.throughput import Throughput
@@ -31,6 +32,7 @@ __all__ = [
     "KeepFreedMemory",
     "LotteryTicket",
     "MultiPrizeTicket",
+    "NonFiniteStop",
     "PredictionWriter",
     "SignalPropagation",
     "Throughput",
@@ -46,6 +48,7 @@ _MODULES = {
     "EarlyBird": "bnfree.callbacks.early_bird",
     "LotteryTicket": "bnfree.callbacks.lottery_ticket",
     "MultiPrizeTicket": "bnfree.callbacks.multi_prize_ticket",
+    "NonFiniteStop": "bnfree.callbacks.non_finite_stop",
     "PredictionWriter": "bnfree.callbacks.prediction_writer",
     "SignalPropagation": "bnfree.callbacks.signal_propagation",
     "Throughput": "bnfree.callbacks.throughput",

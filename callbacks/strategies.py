@@ -8,6 +8,11 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from bnfree.errors import InputError
 
 
+def shards_parameters(trainer: Trainer) -> bool:
+    """Whether no process sees a whole parameter or gradient: FSDP, model parallelism or DeepSpeed."""
+    return isinstance(trainer.strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy))
+
+
 def refuse_sharded_parameters(trainer: Trainer, callback: str) -> None:
     """Stops a run in which no process sees a whole parameter or gradient.
 
@@ -18,7 +23,7 @@ def refuse_sharded_parameters(trainer: Trainer, callback: str) -> None:
     Raises:
         InputError: FSDP, model parallelism or DeepSpeed.
     """
-    if isinstance(trainer.strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)):
+    if shards_parameters(trainer):
         raise InputError(
             f"trainer.strategy={type(trainer.strategy).__name__} splits parameters among processes, and {callback} "
             "needs whole filters; set trainer.strategy to 'ddp' or remove the callback."

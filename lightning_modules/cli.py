@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from bnfree import __version__
-from bnfree.errors import InputError
+from bnfree.errors import InputError, NonFiniteError
 from bnfree.names import did_you_mean
 
 
@@ -62,8 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows `bnfree` on the command line; None: `sys.argv`.
 
     Returns:
-        The exit code: 0, or what a subcommand says; 2 after a mistake in what the user gave, which is answered with one
-        line on stderr. With `BNFREE_TRACEBACK=1` in the environment the exception is raised instead.
+        The exit code: 0, or what a subcommand says; 2 after a mistake in what the user gave and 3 after a training that
+        diverged, which are answered with one line on stderr. With `BNFREE_TRACEBACK=1` in the environment the exception
+        is raised instead.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -84,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("BNFREE_TRACEBACK", "0") not in ("", "0"):
             raise
         _report(error)
-        return 2
+        return 3 if isinstance(error, NonFiniteError) else 2
     return result if isinstance(result, int) else 0
 
 

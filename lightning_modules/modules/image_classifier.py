@@ -150,7 +150,10 @@ class ImageClassifier(LightningModule):
         parameter_groups(backbone, weight_decay_on)
         num_classes = self._num_classes()
         # Means over images, also where processes have batches of different size.
-        self.losses = nn.ModuleDict({f"{stage}/loss": MeanMetric() for stage in ("train", "val", "test")})
+        # A mean that left NaN out would hide that training has gone wrong.
+        self.losses = nn.ModuleDict(
+            {f"{stage}/loss": MeanMetric(nan_strategy="disable") for stage in ("train", "val", "test")}
+        )
         self.accuracies = nn.ModuleDict(
             {f"{stage}/acc": MulticlassAccuracy(num_classes, average="micro") for stage in ("train", "val", "test")}
         )
@@ -277,6 +280,9 @@ class ImageClassifier(LightningModule):
         mean = cast(MeanMetric, self.losses[f"{stage}/loss"])
         mean.update(loss, weight=len(labels))
         self.log(f"{stage}/loss", mean, on_step=False, on_epoch=True, batch_size=len(labels))
+        # The largest of logits that are not finite is no answer: such an image counts as wrong.
+        wrong = -F.one_hot(labels, logits.shape[1]).to(logits.dtype)
+        logits = torch.where(logits.isfinite().all(1, keepdim=True), logits, wrong)
         for name, metric in self.accuracies.items():
             if name.startswith(stage):
                 accuracy = cast(MulticlassAccuracy, metric)

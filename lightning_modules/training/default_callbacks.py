@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressBar, TQDMProgressBar
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from bnfree.callbacks.non_finite_stop import NonFiniteStop
 from bnfree.callbacks.throughput import Throughput
 from bnfree.files import whole_file
 from bnfree.lightning_modules.training.run_directory import CHECKPOINTS, config_to_write
@@ -29,6 +30,8 @@ def default_callbacks(options: dict[str, Any], always_on: list[Callback], direct
     callbacks: list[Callback] = list(options.get("callbacks") or [])
     if options.get("barebones"):
         return callbacks
+    if not _has(callbacks, NonFiniteStop):
+        callbacks.append(NonFiniteStop())
     if not _has(callbacks, Throughput):
         callbacks.append(Throughput())
     if options.get("enable_progress_bar") is None and not _has(callbacks, ProgressBar):
