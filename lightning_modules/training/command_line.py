@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -122,21 +123,23 @@ class TrainingCLI(SteppedCLI):
         self.changes: Callback | None = None
         self.text = ""
         self.run_directory: Path | None = None
-        self.created: list[Path] = []
+        # What ends with the run: its claim to the directory.
+        self.held = ExitStack()
         self.fit_metrics: dict[str, float] = {}
         self.test_results: dict[str, float] = {}
         description = {"description": COMPOSITION}
-        super().__init__(
-            save_config_callback=None,
-            seed_everything_default=0,
-            parser_class=CommandParser,
-            parser_kwargs={
-                "prog": "bnfree",
-                **dict.fromkeys(self.subcommands(), description),
-            },
-            args=self.arguments,
-            auto_configure_optimizers=False,
-        )
+        with self.held:
+            super().__init__(
+                save_config_callback=None,
+                seed_everything_default=0,
+                parser_class=CommandParser,
+                parser_kwargs={
+                    "prog": "bnfree",
+                    **dict.fromkeys(self.subcommands(), description),
+                },
+                args=self.arguments,
+                auto_configure_optimizers=False,
+            )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds `bnfree`'s own options."""
@@ -187,15 +190,19 @@ class TrainingCLI(SteppedCLI):
             raise cause from None
 
     def before_instantiate_classes(self) -> None:
-        """Chooses the run directory, and refuses one that an earlier run has."""
+        """Claims the run directory, and refuses one that an earlier run has, or another command."""
         options = self.config[self.subcommand]
         if options.trainer.get("fast_dev_run"):
             return
         if self.subcommand != "fit" and options.run_dir is None and self.checkpoint_path is not None:
             self.run_directory = run_directory.run_directory_of(self.checkpoint_path)
         if self.run_directory is None and (options.run_dir is not None or self.subcommand in ("fit", "predict")):
-            self.run_directory = run_directory.choose_run_directory(options.run_dir, self._recipe_name())
+            self.run_directory, created = run_directory.claim(options.run_dir, self._recipe_name())
+            self.held.callback(run_directory.remove_if_unused, created)
+        elif self.run_directory is not None and self.subcommand == "predict":
+            run_directory.create(self.run_directory)
         if self.subcommand == "fit" and self.run_directory is not None:
+            self.held.enter_context(run_directory.only_one(self.run_directory))
             run_directory.check_free(self.run_directory, self.checkpoint_path)
 
     def _recipe_name(self) -> str:
@@ -207,7 +214,7 @@ class TrainingCLI(SteppedCLI):
         return first.parent.parent.name if first.parent.parent.parent.name == "runs" else first.stem
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Builds the Trainer, once the model is known to fit the checkpoint and the run directory can be written."""
+        """Builds the Trainer, once the model is known to fit the checkpoint."""
         section = self.config_init[self.subcommand]
         if self.checkpoint:
             path = str(self.checkpoint_path)
@@ -245,8 +252,6 @@ class TrainingCLI(SteppedCLI):
             raise InputError(explain_trainer_error(error)) from error
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        if self.run_directory is not None:
-            self.created = run_directory.create(self.run_directory)
         return trainer
 
     def _add_prediction_writer(self, options: dict[str, Any]) -> None:
@@ -265,7 +270,7 @@ class TrainingCLI(SteppedCLI):
         return f"# bnfree {bnfree.__version__}\n{origin}{text}"
 
     def run_subcommand(self, subcommand: str) -> None:
-        """Runs it, and removes a run directory in which nothing has started."""
+        """Runs it; what a logger's service complains of is the user's to put right."""
         earlier_run = open_wandb_run()
         try:
             super().run_subcommand(subcommand)
@@ -275,7 +280,6 @@ class TrainingCLI(SteppedCLI):
             raise InputError(f"trainer.logger: {' '.join(str(error).split())}") from error
         finally:
             finish_wandb_runs(self.trainer.loggers, earlier_run)
-            run_directory.remove_if_unused(self.created)
 
     def after_fit(self) -> None:
         """Says where things are, and evaluates the best checkpoint if the config asks for it."""

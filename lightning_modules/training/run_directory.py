@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import TextIO
 
 from bnfree.errors import InputError
 
@@ -18,6 +22,10 @@ except ImportError:  # not on Windows
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.yaml"
 METRICS = "metrics.csv"
+LOCK = ".lock"
+# Seconds that a lock is waited for.
+PATIENCE = 0.3
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 # Processes that Lightning starts run the same command again and must not choose a directory of their own.
 SHARED = "BNFREE_RUN_DIR"
@@ -96,25 +104,59 @@ def check_free(directory: Path, checkpoint: str | None) -> None:
     )
 
 
-def create(directory: Path) -> list[Path]:
+def claim(given: str | None, name: str) -> tuple[Path, list[Path]]:
+    """Chooses the directory of this run and creates it, one that no other run has if the user has named none.
+
+    Args:
+        given: what the user asked for.
+        name: name of the recipe.
+
+    Returns:
+        The directory, and what `create` returns.
+
+    Raises:
+        InputError: it cannot be created or written to.
+    """
+    while True:
+        directory = choose_run_directory(given, name)
+        try:
+            return directory, create(directory, new=given is None)
+        except FileExistsError:
+            # Another run has been started in this second, and was quicker.
+            continue
+
+
+def create(directory: Path, new: bool = False) -> list[Path]:
     """Creates the directory in the first process, and tells its name to the processes that will be started.
+
+    Args:
+        directory: the directory.
+        new: whether it must not exist.
 
     Returns:
         What has been created: the directory and its missing parents, the innermost first.
 
     Raises:
         InputError: it cannot be created or written to.
+        FileExistsError: it exists, and is to be new.
     """
     if is_child():
         return []
     given, directory = str(directory), directory.absolute()
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            directory.mkdir()
+        except FileExistsError:
+            if new or not directory.is_dir():
+                raise
         probe = directory / f".writable-{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
+        if new and isinstance(error, FileExistsError) and directory.is_dir():
+            raise
         raise InputError(
             f"run_dir={given!r} cannot be written to ({error.strerror}); give a writable directory with --run_dir."
         ) from error
@@ -154,16 +196,17 @@ def remove_if_unused(created: list[Path]) -> None:
     for path in unused:
         path.unlink(missing_ok=True)
     for path in created:
-        if any(path.iterdir()):
-            return
-        path.rmdir()
+        # Another command may have written something there meanwhile.
+        with suppress(OSError):
+            path.rmdir()
 
 
 @contextmanager
 def only_one(directory: Path) -> Iterator[None]:
     """Holds a directory, which is created, for this command and the processes that it starts.
 
-    The lock ends with the process, however it ends. On systems without `fcntl` there is none.
+    The lock ends with the process, however it ends. On systems without `fcntl`, and file systems without locks, there
+    is none.
 
     Args:
         directory: the directory.
@@ -174,22 +217,93 @@ def only_one(directory: Path) -> Iterator[None]:
     if is_child():
         yield
         return
+    path = directory.absolute() / LOCK
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        file = (directory / ".lock").open("w")
+        file = _locked(path)
+    except BlockingIOError as error:
+        raise InputError(
+            f"run_dir={str(directory)!r} is in use by another command that has not ended{_holder(path)}; wait for it, "
+            "or give another directory."
+        ) from error
     except OSError as error:
         raise InputError(
             f"run_dir={str(directory)!r} cannot be written to ({error.strerror}); give a writable directory."
         ) from error
-    with file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise InputError(
-                    f"run_dir={str(directory)!r} is in use by another command that has not ended; wait for it, or "
-                    "give another directory."
-                ) from error
-            # A data loader's worker, forked from here, would hold on to the lock after this process has been killed.
-            os.register_at_fork(after_in_child=file.close)
+    _held.add(file)
+    try:
         yield
+    finally:
+        _held.discard(file)
+        path.unlink(missing_ok=True)
+        file.close()
+
+
+def is_in_use(directory: Path) -> bool:
+    """Whether a command holds a directory by `only_one`, in this process or another."""
+    if fcntl is None:
+        return False
+    try:
+        with (directory / LOCK).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+# Text files, open as long as they are locked.
+_held: set[TextIO] = set()
+
+
+def _close_in_child() -> None:
+    """A data loader's worker, forked from here, would hold on to a lock after this process has been killed."""
+    for file in _held:
+        file.close()
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)
+
+
+def _locked(path: Path) -> TextIO:
+    """A file, made if it is not there, that this process alone holds open and locked.
+
+    Raises:
+        BlockingIOError: another process has locked it.
+        OSError: it cannot be written.
+    """
+    patience = time.monotonic() + PATIENCE
+    while True:
+        file = path.open("a+")
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever held it before has removed it, and a file of that name is another one by now, if there is any.
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+                file.flush()
+                return file
+        except BlockingIOError:
+            # It may be looked at by `is_in_use` for a moment.
+            if time.monotonic() > patience:
+                file.close()
+                raise
+            time.sleep(PATIENCE / 10)
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                file.close()
+                raise
+            return file
+        file.close()
+
+
+def _holder(path: Path) -> str:
+    try:
+        text = path.read_text(errors="replace").strip()
+    except OSError:
+        return ""
+    return f" ({text[:100]})" if text else ""
