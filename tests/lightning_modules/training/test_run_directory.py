@@ -120,9 +120,9 @@ def test_a_directory_in_use_is_refused_until_its_process_has_ended(project, hold
     assert not run_directory.is_in_use(project / "run")
     with run_directory.only_one(project / "run"):
         assert run_directory.is_in_use(project / "run")
-        with pytest.raises(InputError, match=f"in use by another command .*process {os.getpid()} on"):
-            with run_directory.only_one(project / "run"):
-                pass
+        again = run_directory.only_one(project / "run")
+        with pytest.raises(InputError, match=f"in use by another command .*process {os.getpid()} on"), again:
+            pass
     assert not run_directory.is_in_use(project / "run")
     assert list((project / "run").iterdir()) == []
 
