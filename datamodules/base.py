@@ -147,6 +147,30 @@ class ImageDataModule(LightningDataModule, AugmentationVariants):
     def _no_test_message(self) -> str:
         return "There are no test images."
 
+    @property
+    def has_test_images(self) -> bool:
+        """Whether there are images to test on."""
+        return True
+
+    def describe(self) -> str:
+        """One sentence on the images of a training, which are loaded: classes, size, and how many are for what."""
+        self.setup("fit")
+        number = {name: len(part.indices) for name, part in self._parts.items()}
+        parts = [f"{number['train']:,} training"]
+        parts.append(f"{number['val']:,} validation{self._origin('val')}" if "val" in number else "no validation")
+        if "test" in number:
+            parts.append(f"{number['test']:,} test images{self._origin('test')}")
+        else:
+            parts.append(
+                f"test images{self._origin('test')} for bnfree test" if self.has_test_images else "no test images"
+            )
+        size = "x".join(map(str, self.image_shape))
+        return f"{self.num_classes:,} classes, images of {size}; {', '.join(parts)}."
+
+    def _origin(self, part: str) -> str:
+        """Where the images of a part are from, in brackets; empty where there is nothing to say."""
+        return ""
+
     def train_dataloader(self) -> BatchLoader:
         """Shuffled batches of `batch_size` training images; what does not fill the last batch is left out.
 

@@ -33,7 +33,7 @@ def list_images(root: Path, part: str, class_names: list[str]) -> tuple[list[str
 
     Args:
         root: The data folder.
-        part: Name of the part's folder, e.g. `train`.
+        part: Name of the part's folder, e.g. `train`; `.` for the data folder itself.
         class_names: The classes it must have.
 
     Returns:
@@ -52,7 +52,8 @@ def list_images(root: Path, part: str, class_names: list[str]) -> tuple[list[str
     labels: list[int] = []
     scan = FolderScan()
     for label, name in enumerate(class_names):
-        files = [f"{part}/{name}/{file}" for file in scan.images(root / part / name, name)]
+        folder = Path(part, name).as_posix()
+        files = [f"{folder}/{file}" for file in scan.images(root / part / name, name)]
         if not files:
             raise InputError(f"{root / part / name} has no image ({', '.join(EXTENSIONS)}): add some or remove it.")
         paths += files

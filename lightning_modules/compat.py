@@ -137,6 +137,8 @@ def leave_out_messages(subcommand: str) -> None:
         # Predictions carry the index of their image themselves.
         warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
     warnings.filterwarnings("ignore", message="The dirpath has changed from")
+    # A fit says so itself, in a line that says what to do.
+    warnings.filterwarnings("ignore", message="`max_epochs` was not set")
     # Its size in MB is counted as if in 32 bits, which the weights are in mixed precision.
     warnings.filterwarnings("ignore", message="Precision .*-mixed is not supported by the model summary")
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
@@ -146,7 +148,8 @@ def leave_out_messages(subcommand: str) -> None:
 
 def _is_worth_reading(record: logging.LogRecord) -> bool:
     message = record.getMessage()
-    return "Tip:" not in message and not message.startswith("Trainer already configured with model summary")
+    of_no_use = ("Trainer already configured with model summary", "TPU available: False")
+    return "Tip:" not in message and not message.startswith(of_no_use)
 
 
 # jsonargparse's complaints: which argument, and what is wrong with it.

@@ -28,6 +28,7 @@ OPTIONS = {
     "cifar10_small": SMALL_FOLDER,
     "cifar10_multi_prize_small": SMALL_FOLDER,
     "digits_multi_prize": [],
+    "image_folder": ["--data.num_workers=0"],
     "cifar10_step1": ["--data.val_split=10"],
     "cifar10_step2": ["--data.val_split=10"],
     "cifar100_step1": ["--data.val_split=10"],

@@ -17,10 +17,10 @@ from bnfree.lightning_modules.deployment.packed_files import (
     predict_files,
 )
 from bnfree.lightning_modules.training.class_names import OPTION
-from bnfree.lightning_modules.training.config.parser import CommandParser
+from bnfree.lightning_modules.training.config.parser import CommandParser, build_data
 from bnfree.lightning_modules.training.config.sources import take_positionals, values_of
 from bnfree.lightning_modules.training.messages import say
-from bnfree.lightning_modules.training.network import add_network_arguments, build_data, parse
+from bnfree.lightning_modules.training.network import add_network_arguments, parse
 from bnfree.text_tables import columns
 
 TEST = """Tests a packed network on the test images of a data module, which --data or the data section of a

@@ -20,8 +20,8 @@ from bnfree.errors import InputError
 from bnfree.lightning_modules.deployment.check import Check, check
 from bnfree.lightning_modules.deployment.image_batches import check_readable, find_images, read_batches
 from bnfree.lightning_modules.training.class_names import KEY, OPTION, check_class_names, names_in_file
+from bnfree.lightning_modules.training.config.parser import build_data
 from bnfree.lightning_modules.training.network import (
-    build_data,
     build_network,
     image_shape,
     load_weights,

@@ -59,6 +59,7 @@ from bnfree.lightning_modules.training.loggers import (
     with_directories,
 )
 from bnfree.lightning_modules.training.messages import say, say_where_things_are
+from bnfree.lightning_modules.training.notes import FoundData, say_notes
 from bnfree.lightning_modules.training.settings import RunSettings, words_of
 from bnfree.lightning_modules.training.tested_data import TestedData
 
@@ -239,8 +240,9 @@ class TrainingCLI(SteppedCLI):
             options["logger"] = False
         options["callbacks"] += [self.changes] if self.changes is not None else []
         options["callbacks"].append(ClassNames(self.checkpoint, self.checkpoint_path, section[OPTION]))
-        if self.subcommand == "fit" and section.test_after_fit:
-            options["callbacks"].append(TestedData())
+        if self.subcommand == "fit":
+            say_notes(self.model, options)
+            options["callbacks"] += [TestedData(), FoundData()] if self._tests_after_fit() else [FoundData()]
         if self.subcommand == "predict":
             self._add_prediction_writer(options)
         try:
@@ -253,6 +255,10 @@ class TrainingCLI(SteppedCLI):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
+
+    def _tests_after_fit(self) -> bool:
+        wanted = self.config[self.subcommand].test_after_fit
+        return bool(getattr(self.datamodule, "has_test_images", False) if wanted == "auto" else wanted)
 
     def _add_prediction_writer(self, options: dict[str, Any]) -> None:
         if not any(isinstance(callback, bnfree.callbacks.PredictionWriter) for callback in options["callbacks"]):
@@ -292,7 +298,7 @@ class TrainingCLI(SteppedCLI):
             say(f"Nothing left to train after {self.checkpoint_path}: raise --trainer.max_epochs to go on.")
         elif self.run_directory is not None:
             say_where_things_are(self.run_directory, best)
-        if not self.config[self.subcommand].test_after_fit:
+        if not self._tests_after_fit():
             return
         if best_path:
             self._load_weights(best_path)

@@ -132,24 +132,6 @@ def build_network(config: Namespace) -> tuple[nn.Module, str]:
     return built.backbone, "backbone."
 
 
-def build_data(config: Namespace) -> LightningDataModule:
-    """The data module of a config, which must have a data section.
-
-    Args:
-        config: what a parser with `add_network_arguments` has read.
-
-    Raises:
-        InputError: arguments that the data module refuses, or files that are missing.
-    """
-    parser = CommandParser()
-    parser.add_subclass_arguments(LightningDataModule, "data")
-    try:
-        data: LightningDataModule = parser.instantiate_classes(Namespace(data=config.data)).data
-    except ValueError as error:
-        raise first_cause(error) from None
-    return data
-
-
 def load_weights(network: nn.Module, prefix: str, path: str, weights_only: bool) -> None:
     """Loads weights and masks of a checkpoint, or of a ticket file, whose names are those of the network alone.
 

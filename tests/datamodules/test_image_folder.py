@@ -218,3 +218,47 @@ def test_folders_that_are_wrong_are_named(image_folder, tmp_path):
 def test_arguments_out_of_range_are_refused(image_folder, argument, value):
     with pytest.raises(InputError, match=f"{argument}={value!r}"):
         module(image_folder({"train": 2}), **{argument: value})
+
+
+def test_folders_of_classes_alone_are_split_by_seed(image_folder):
+    folder = image_folder({".": 10})
+    (folder / ".cache").mkdir()
+    data = module(folder, val_split=0.2, test_split=6)
+    data.setup()
+    assert data.class_names == ["cat", "dog", "eel"]
+    parts = {name: {part.source.name(i) for i in part.indices.tolist()} for name, part in data._parts.items()}
+    assert {name: len(names) for name, names in parts.items()} == {"train": 19, "val": 5, "test": 6}
+    assert len(set.union(*parts.values())) == 30
+    assert "cat/000.png" in set.union(*parts.values())
+    again, other = (
+        module(folder, val_split=0.2, test_split=6),
+        module(folder, val_split=0.2, test_split=6, split_seed=1),
+    )
+    assert again.predict_image_names == data.predict_image_names != other.predict_image_names
+
+
+def test_folders_of_classes_beside_a_part_are_refused(image_folder):
+    folder = image_folder({".": 2, "val": 2})
+    with pytest.raises(InputError, match="has no train/ beside its val/"):
+        module(folder)
+
+
+@pytest.mark.parametrize(("size", "expected"), [((20, 28), 32), ((64, 90), 64), ((300, 100), 96), ((400, 500), 224)])
+def test_size_of_images_is_that_of_the_files(image_folder, size, expected):
+    assert module(image_folder({"train": 2}, size=size), image_size=None).image_shape == (3, expected, expected)
+
+
+def test_workers_follow_the_cores_of_the_process(image_folder, monkeypatch):
+    folder = image_folder({"train": 2})
+    for cores, expected in ((1, 1), (3, 3), (64, 8)):
+        monkeypatch.setattr("os.sched_getaffinity", lambda process, cores=cores: set(range(cores)))
+        assert module(folder, num_workers=None).num_workers == expected
+
+
+def test_it_says_what_it_has_found(image_folder):
+    assert module(image_folder({"train": 6})).describe() == (
+        "3 classes, images of 3x16x16; 15 training, 3 validation (drawn from train/), no test images."
+    )
+    data = module(image_folder({"train": 6, "val": 2, "test": 2}), val_split=0)
+    assert data.describe().endswith("18 training, 6 validation (val/), test images (test/) for bnfree test.")
+    assert module(image_folder({"train": 6}), val_split=0).has_test_images
