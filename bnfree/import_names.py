@@ -18,6 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from bnfree.users_words import named
+
 PARTS = ("callbacks", "datamodules", "lightning_modules")
 """Packages that were importable on their own."""
 DATA = ("configs", "pretrained")
@@ -99,14 +101,14 @@ def class_path_of_today(path: str) -> str:
     """The dotted path of a class, with the name it has now in place of an earlier one.
 
     Args:
-        path: such as `callbacks.WeightDynamics`. A class of the user's own of that name comes first, also where the
-            user's package `callbacks` hides the earlier name of ours.
+        path: such as `callbacks.WeightDynamics`. A class of the user's own of that name comes first if they have named
+            it: no file makes bnfree import a module of the user's for a look.
 
     Returns:
         The path of today, or the given one if it is none of an earlier class.
     """
     part, _, rest = path.partition(".")
-    if part not in PARTS or not rest or _leads_somewhere(path, users=True):
+    if part not in PARTS or not rest or (named(path) and _leads_somewhere(path, users=True)):
         return path
     today = (f"bnfree.{path}", f"bnfree.{part}.{ROOMS.get(part, '')}.{rest}")
     return next((name for name in today if ".." not in name and _leads_somewhere(name)), path)

@@ -19,6 +19,7 @@ from typing import Any
 from bnfree.errors import InputError
 from bnfree.import_names import search_working_directory
 from bnfree.names import did_you_mean
+from bnfree.users_words import is_dotted
 
 ENTRY_POINTS = "bnfree.plugins"
 """Group of entry points; the name of one is `<kind>.<name>`."""
@@ -142,6 +143,8 @@ def imported(path: str, argument: str) -> Any:
     Raises:
         InputError: a module that cannot be imported, or one without such a name.
     """
+    if not is_dotted(path):
+        raise InputError(f"{argument}={path!r} is no dotted path; give one such as my_package.module.Class.")
     search_working_directory()
     module_name, _, name = path.rpartition(".")
     module = _import(module_name, f"{argument}={path!r}")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bnfree import checksums
 from bnfree.errors import InputError
 
 
@@ -56,7 +57,10 @@ def read_checkpoint_file(path: str | os.PathLike[str], given: str) -> Any:
     if not Path(path).is_file():
         raise InputError(f"{given} is not a file; give a checkpoint.")
     try:
+        checksums.check(path, given)
         return torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except Exception as error:
         # Damaged archives end in many exception types, all of which mean the same to the user.
         raise InputError(

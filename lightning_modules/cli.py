@@ -12,6 +12,7 @@ from typing import NamedTuple
 from bnfree import __version__
 from bnfree.errors import InputError, NonFiniteError
 from bnfree.names import did_you_mean
+from bnfree.users_words import note, take_allowed
 
 
 class Subcommand(NamedTuple):
@@ -52,6 +53,7 @@ Examples:
   bnfree test --ckpt_path RUN/checkpoints/best.ckpt
 
 Options of a subcommand: bnfree SUBCOMMAND --help
+Every subcommand that reads files takes --allow_classes=PACKAGE: files may name classes of it.
 """
 
 
@@ -75,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bnfree {__version__}")
         return 0
     try:
+        arguments = take_allowed(arguments)
+        note(arguments)
         run = importlib.import_module(f"bnfree.lightning_modules.{_subcommand(arguments[0]).module}").run
         result = run(arguments)
     except BrokenPipeError:

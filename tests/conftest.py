@@ -1,6 +1,7 @@
 """Settings of every test process, made before torch is imported."""
 
 import os
+from unittest import mock
 
 # The tensors here are small: more threads gain nothing, and on a busy machine they wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -13,6 +14,13 @@ from hypothesis import settings
 # A busy machine may need any time for an example.
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.load_profile("same")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def home(tmp_path_factory):
+    """A directory of the tests' own for the key that files are signed with."""
+    with mock.patch.dict(os.environ, {"XDG_CONFIG_HOME": str(tmp_path_factory.mktemp("home"))}):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ A plain dict that torch.load opens with `weights_only=True`:
     found              how it was found: score, scope, density, level, source and whatever else was noted
     hyper_parameters   of the model and the data, where a checkpoint had them: what is needed to build the network
     class_names        of the data that it was found on, where they are known
+    class_signatures   see `bnfree.trust`, where the config names classes of the user's own
     checksums          SHA-256 of the masks, and of everything
 
 `model.init_from` accepts it and starts from `rewind` under the masks.
@@ -27,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bnfree import checksums, trust
 from bnfree.errors import InputError
 from bnfree.files import whole_file
 from bnfree.state_dicts import plain_name, read_checkpoint_file
@@ -109,8 +111,11 @@ def save_ticket(ticket: Ticket, path: str | os.PathLike[str]) -> None:
         "checksums": {"masks": ticket.checksum, "content": _content_checksum(ticket)},
         **{key: ticket.config[key] for key in (*CONFIG_KEYS, NAMES_KEY) if key in ticket.config},
     }
+    signed = trust.signatures([ticket.config.get(key) for key in CONFIG_KEYS])
+    if signed:
+        content[trust.KEY] = signed
     with whole_file(path) as unfinished:
-        torch.save(content, unfinished)
+        checksums.save(content, unfinished)
 
 
 def load_ticket(path: str | os.PathLike[str]) -> Ticket:
@@ -158,6 +163,8 @@ def read_ticket(content: object, given: str) -> Ticket:
         raise InputError(
             f"{given} is an incomplete ticket ({type(error).__name__}); give an undamaged copy."
         ) from error
+    for key in CONFIG_KEYS:
+        trust.approve_signed(content.get(key), content.get(trust.KEY))
     if damaged:
         what = "masks do" if "masks" in damaged else "weights or notes do"
         raise InputError(

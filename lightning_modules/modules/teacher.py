@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,10 +11,12 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bnfree import trust
 from bnfree.errors import InputError
 from bnfree.import_names import class_path_of_today
 from bnfree.lightning_modules.modules.initial_weights import load_initial_weights
 from bnfree.lightning_modules.modules.torchvision_network import TorchvisionNetwork
+from bnfree.plugins import imported
 from bnfree.state_dicts import read_checkpoint_file
 
 
@@ -150,12 +151,15 @@ def remembered_network(path: str) -> nn.Module:
     """
     given = f"teacher.weights={path!r}"
     content = read_checkpoint_file(path, given)
-    backbone = content.get("hyper_parameters", {}).get("backbone") if isinstance(content, Mapping) else None
+    remembered = content.get("hyper_parameters") if isinstance(content, Mapping) else None
+    backbone = remembered.get("backbone") if isinstance(remembered, Mapping) else None
     if not isinstance(backbone, Mapping):
         raise InputError(
             f"{given} does not say which network its weights belong to, as checkpoints of a bnfree run do; give "
             "teacher.network too."
         )
+    trust.approve_signed(remembered, content.get(trust.KEY))
+    trust.check(backbone, given)
     return _built(backbone, given)
 
 
@@ -163,10 +167,9 @@ def _built(spec: Any, given: str) -> Any:
     """A value of a config; where it names a network, that network."""
     if not isinstance(spec, Mapping) or "class_path" not in spec:
         return spec
-    module, _, name = class_path_of_today(str(spec["class_path"])).rpartition(".")
     try:
-        network = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+        network = imported(class_path_of_today(str(spec["class_path"])), "teacher.network")
+    except InputError as error:
         raise InputError(
             f"{given} belongs to the network {spec['class_path']!r}, which cannot be imported here ({error}); start "
             "bnfree in the directory that holds its module, or give teacher.network."
@@ -174,4 +177,13 @@ def _built(spec: Any, given: str) -> Any:
     if not (isinstance(network, type) and issubclass(network, nn.Module)):
         # A file must not be able to call just anything.
         raise InputError(f"{given} names {spec['class_path']!r} as its network, which is none; give teacher.network.")
-    return network(**{key: _built(value, given) for key, value in dict(spec.get("init_args", {})).items()})
+    arguments = spec.get("init_args", {})
+    if not isinstance(arguments, Mapping):
+        raise InputError(f"{given} has arguments of its network that have no names; give teacher.network.")
+    try:
+        return network(**{str(key): _built(value, given) for key, value in arguments.items()})
+    except (TypeError, RuntimeError) as error:
+        raise InputError(
+            f"{given} has arguments that {network.__name__} does not take ({str(error).splitlines()[0]}); give "
+            "teacher.network."
+        ) from error

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from bnfree import checksums, trust
 from bnfree.errors import InputError
 from bnfree.files import whole_file
 from bnfree.import_names import class_paths_of_today
 from bnfree.names import did_you_mean
+from bnfree.tickets.ticket_file import CONFIG_KEYS
 
 
 def read_checkpoint(path: str, weights_only: bool = True) -> dict[str, Any]:
@@ -32,7 +34,10 @@ def read_checkpoint(path: str, weights_only: bool = True) -> dict[str, Any]:
         remedy = did_you_mean(path, found) or f"give a checkpoint file{f', such as {found[0]}' if found else ''}."
         raise InputError(f"ckpt_path={path!r} {kind}; {remedy}")
     try:
+        checksums.check(file, f"ckpt_path={path!r}")
         content: Any = torch.load(file, map_location="cpu", weights_only=weights_only)
+    except InputError:
+        raise
     except Exception as error:
         # Damaged archives end in many exception types, all of which mean the same to the user.
         if weights_only and isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(file):
@@ -52,31 +57,45 @@ def read_checkpoint(path: str, weights_only: bool = True) -> dict[str, Any]:
     return content
 
 
-def remembered_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The `model` and `data` sections that a checkpoint was written with, as far as it holds them."""
+def remembered_config(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The `model` and `data` sections that a checkpoint was written with, as far as it holds them.
+
+    To be shown and compared; what is built from them, `trust.check` looks at first. Classes of other packages that this
+    user's bnfree has signed in the file are approved.
+
+    Raises:
+        InputError: sections that are no plain values of a config.
+    """
     sections = {}
-    for section, key in (("model", "hyper_parameters"), ("data", "datamodule_hyper_parameters")):
-        remembered = class_paths_of_today(dict(checkpoint.get(key, {})))
-        values = {k: v for k, v in remembered.items() if k != "_instantiator"}
+    for section, key in zip(("model", "data"), CONFIG_KEYS, strict=True):
+        content = checkpoint.get(key)
+        if not isinstance(content, Mapping):
+            continue
+        trust.approve_signed(content, checkpoint.get(trust.KEY))
+        trust.check_size(content, f"{key} of the file")
+        remembered = class_paths_of_today(dict(content))
+        values = {str(k): v for k, v in remembered.items() if k != "_instantiator"}
         class_path = values.pop("_class_path", None)
         if class_path is not None:
             sections[section] = {"class_path": class_path, "init_args": values}
     return sections
 
 
-def remembered_config_as_argument(path: str) -> str:
-    """The same as text, which `--config` takes in place of a file name.
+def as_argument(sections: Mapping[str, Any], given: str) -> str:
+    """Sections from a file as text, which `--config` takes in place of a file name.
+
+    Args:
+        sections: what `remembered_config` gives.
+        given: how the user gave the file, the subject of the messages.
 
     Raises:
-        InputError: the checkpoint cannot be read, or does not say what it was trained with.
+        InputError: they name classes that a file may not name, or are no plain values.
     """
-    sections = remembered_config(read_checkpoint(path))
-    if "model" not in sections:
-        raise InputError(
-            f"ckpt_path={path!r} does not say which model it was written by, and no config.yaml lies beside it; "
-            "give --config."
-        )
-    return json.dumps(sections)
+    trust.check(sections, given)
+    try:
+        return json.dumps(sections)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{given} describes no network: {error}; describe it with a --config of your own.") from error
 
 
 def differences(remembered: Any, effective: Any, name: str) -> Iterator[str]:
@@ -128,5 +147,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
+        signed = trust.signatures([checkpoint.get(key) for key in CONFIG_KEYS])
         with whole_file(path) as unfinished:
-            torch.save(checkpoint, unfinished)
+            checksums.save({**checkpoint, trust.KEY: signed} if signed else checkpoint, unfinished)

@@ -22,6 +22,7 @@ import bnfree.backbones
 import bnfree.callbacks
 import bnfree.datamodules
 import bnfree.lightning_modules
+from bnfree import trust
 from bnfree.errors import InputError
 from bnfree.import_names import search_working_directory
 from bnfree.lightning_modules.compat import SteppedCLI, leave_out_messages
@@ -159,6 +160,9 @@ class TrainingCLI(SteppedCLI):
         # Lightning lets the checkpoint's values win here, without a word. Here the user's win, and the others are told.
         options = self.config[self.config.subcommand]
         self.checkpoint_path = options.get("ckpt_path")
+        if self.checkpoint_path is not None and not is_local(self.checkpoint_path):
+            # Lightning would open what comes from an address without care, and a file of this machine with.
+            options.weights_only = options.get("weights_only") is not False
         if self.checkpoint_path is None or not is_local(self.checkpoint_path):
             return
         self.checkpoint = read_checkpoint(self.checkpoint_path, options.get("weights_only") is not False)
@@ -189,6 +193,9 @@ class TrainingCLI(SteppedCLI):
             if cause is error:
                 raise
             raise cause from None
+        for holder in (self.model, self.datamodule):
+            # What is built has passed, and what is written of it from now on is this user's.
+            trust.approve(dict(getattr(holder, "hparams", None) or {}))
 
     def before_instantiate_classes(self) -> None:
         """Claims the run directory, and refuses one that an earlier run has, or another command."""
@@ -272,8 +279,10 @@ class TrainingCLI(SteppedCLI):
         # Nor are other classes of a later use meant. Left out, since a config beats what stands before it.
         options.pop(OPTION)
         text = dump_config(parser, options)
+        content = yaml.safe_load(text)
+        trust.approve(content)
         origin = f"# resumed from {self.checkpoint_path}\n" if self.checkpoint_path is not None else ""
-        return f"# bnfree {bnfree.__version__}\n{origin}{text}"
+        return f"# bnfree {bnfree.__version__}\n{origin}{trust.signature_comment(content)}{text}"
 
     def run_subcommand(self, subcommand: str) -> None:
         """Runs it; what a logger's service complains of is the user's to put right."""

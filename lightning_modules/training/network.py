@@ -18,6 +18,7 @@ from bnfree.lightning_modules.compat import argument_names, hide, leave_out_mess
 from bnfree.lightning_modules.training import command_line as _short_names  # noqa: F401
 from bnfree.lightning_modules.training.checkpoints import read_checkpoint
 from bnfree.lightning_modules.training.config.explanations import explain, first_cause
+from bnfree.lightning_modules.training.config.found import check_found
 from bnfree.lightning_modules.training.config.parser import CommandParser, ParseFailure, add_arguments
 from bnfree.lightning_modules.training.config.sources import complete_arguments, options_of
 from bnfree.lightning_modules.training.loading import check_weights
@@ -100,6 +101,7 @@ def network_of(config: Path) -> tuple[nn.Module, str, tuple[int, ...]]:
     """
     parser = CommandParser()
     add_network_arguments(parser)
+    check_found(config)
     try:
         parsed = parser.parse_args(["--config", str(config)])
     except ParseFailure as failure:

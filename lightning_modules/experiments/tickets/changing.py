@@ -130,7 +130,7 @@ def _of_another_depth(settings: ElasticSettings, deeper: bool) -> ElasticResult:
     pruned = read_ticket_file(settings.ticket)
     if settings.to is None and "model" not in pruned.sections:
         raise InputError(f"ticket={str(settings.ticket)!r} does not say which network it is of; give a config as --to.")
-    target = configured_network(pruned.sections, words, settings.to, settings.seed)
+    target = configured_network(pruned.sections, words, settings.to, settings.seed, f"ticket={str(settings.ticket)!r}")
 
     transform = stretch if deeper else squeeze
     given = (settings.order, settings.mapping, not settings.keep_shifts)
@@ -221,7 +221,9 @@ def transfer_ticket_file(settings: TransferSettings) -> TransferResult:
         raise InputError("to=None must be a config, a run directory, a checkpoint or another ticket.")
     output = check_output(settings.output, settings.overwrite, settings.ticket)
     pruned = read_ticket_file(settings.ticket)
-    target = configured_network(pruned.sections, _network_words(settings), settings.to, settings.seed)
+    target = configured_network(
+        pruned.sections, _network_words(settings), settings.to, settings.seed, f"ticket={str(settings.ticket)!r}"
+    )
     shapes = {name: tuple(tensor.shape) for name, tensor in take_snapshot(target.network).items()}
 
     ticket, images = transfer(pruned.ticket, target.network, settings.keep_classifier), None

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 
 from bnfree.errors import InputError
 from bnfree.lightning_modules.experiments.lottery.level_results import TICKET
 from bnfree.lightning_modules.training.checkpoints import remembered_config
+from bnfree.lightning_modules.training.config.found import read_found
 from bnfree.lightning_modules.training.run_directory import CHECKPOINTS, latest_config, run_directory_of
 from bnfree.state_dicts import plain_names, read_checkpoint_file, read_state_dict
 from bnfree.tickets import Masks, Ticket, is_ticket, read_ticket
@@ -88,8 +88,8 @@ def _sections(content: dict[str, Any], file: Path) -> dict[str, Any]:
     """
     sections, directory = remembered_config(content), run_directory_of(file)
     try:
-        run = {} if directory is None else yaml.safe_load(latest_config(directory).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        run = {} if directory is None else read_found(latest_config(directory))
+    except InputError:
         run = {}
     of_run = {name: run[name] for name in ("model", "data") if isinstance(run, dict) and run.get(name) is not None}
     return {**of_run, **sections}

@@ -16,17 +16,21 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
+from bnfree import trust
 from bnfree.calibration import calibrate
 from bnfree.errors import InputError
 from bnfree.import_names import search_working_directory
 from bnfree.lightning_modules.training.checkpoints import remembered_config
 from bnfree.lightning_modules.training.config.explanations import explain, first_cause
+from bnfree.lightning_modules.training.config.found import check_found
 from bnfree.lightning_modules.training.config.parser import CommandParser, ParseFailure
+from bnfree.lightning_modules.training.config.sources import note_words
 from bnfree.lightning_modules.training.network import add_network_arguments, build_network
 from bnfree.lightning_modules.training.run_directory import CONFIG, latest_config, run_directory_of
 from bnfree.state_dicts import plain_names, read_checkpoint_file, read_state_dict
 from bnfree.tickets import Masks, Ticket, apply, carry, is_ticket, read_ticket
 from bnfree.tickets.carrying import Carried
+from bnfree.users_words import take_allowed
 
 CALIBRATION_IMAGES = 256
 CONFIG_FILES = (".yaml", ".yml", ".json")
@@ -59,7 +63,11 @@ class ConfiguredNetwork:
 
 
 def configured_network(
-    sections: Mapping[str, Any], options: Sequence[str] = (), to: str | Path | None = None, seed: int = 0
+    sections: Mapping[str, Any],
+    options: Sequence[str] = (),
+    to: str | Path | None = None,
+    seed: int = 0,
+    given: str = "the ticket",
 ) -> ConfiguredNetwork:
     """Builds a network.
 
@@ -68,14 +76,20 @@ def configured_network(
         options: options of `bnfree fit`, which win.
         to: config, run directory, checkpoint or ticket.
         seed: of the network's weights.
+        given: how the user gave the ticket, for messages.
 
     Raises:
-        InputError: nothing that describes a network, or a mistake in it.
+        InputError: nothing that describes a network, a mistake in it, or a file that names classes which a file may not
+            name.
     """
     weights: Mapping[str, Tensor] = {}
     source: Path | Mapping[str, Any] = sections
+    options = take_allowed(options)
+    note_words(options)
     if to is not None:
         source, weights = _target(to)
+    if isinstance(source, Mapping):
+        trust.check(source, given if to is None else f"to={str(to)!r}")
     with isolate_rng(include_cuda=False):
         config, described = _parsed(source, options)
         torch.manual_seed(seed)
@@ -109,6 +123,7 @@ def _parsed(source: Path | Mapping[str, Any], options: Sequence[str]) -> tuple[N
         raise InputError(explain(failure.message, ["ticket", *arguments], {"ticket": parser})) from None
     sections = Namespace(model=config.model, data=config.get("data"))
     dumped: dict[str, Any] = yaml.safe_load(sections_alone.dump(sections, skip_none=False, skip_validation=True))
+    trust.approve(dumped)
     return config, dumped
 
 
@@ -120,10 +135,12 @@ def _target(to: str | Path) -> tuple[Path | Mapping[str, Any], Mapping[str, Tens
             raise InputError(
                 f"to={str(to)!r} is a directory without {CONFIG}; give a config, a run directory or a checkpoint."
             )
+        check_found(latest_config(path))
         return latest_config(path), {}
     if path.suffix in CONFIG_FILES:
         if not path.is_file():
             raise InputError(f"to={str(to)!r} is not a file; give a config, a run directory or a checkpoint.")
+        note_words(["--config", str(path)])
         return path, {}
     content = read_checkpoint_file(path, f"to={str(to)!r}")
     if is_ticket(content):
@@ -135,6 +152,7 @@ def _target(to: str | Path) -> tuple[Path | Mapping[str, Any], Mapping[str, Tens
     if "model" not in sections:
         if directory is None:
             raise InputError(f"to={str(to)!r} does not say which model it was written by; give a config.")
+        check_found(latest_config(directory))
         return latest_config(directory), weights
     return sections, weights
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,16 @@ import yaml
 
 from bnfree.errors import InputError
 from bnfree.lightning_modules.training.checkpoints import (
+    as_argument,
     read_checkpoint,
     remembered_config,
-    remembered_config_as_argument,
 )
 from bnfree.lightning_modules.training.class_names import OPTION
+from bnfree.lightning_modules.training.config.found import Found, check_found
 from bnfree.lightning_modules.training.config.shipped import SUFFIXES, find_config, shipped_configs
 from bnfree.lightning_modules.training.run_directory import CHECKPOINTS, CONFIG, latest_config, run_directory_of
 from bnfree.names import did_you_mean
+from bnfree.users_words import note, take_allowed
 
 SOURCE = "a YAML config, a run directory or a checkpoint"
 CONFIG_OPTIONS = ("--config", "-c")
@@ -54,7 +55,12 @@ def complete_arguments(arguments: Sequence[str]) -> list[str]:
     Raises:
         InputError: no such config, no such checkpoint, or one that does not lead to a config.
     """
+    arguments = take_allowed(arguments)
     subcommand, options = arguments[0], _with_files(arguments[1:])
+    note_words(options)
+    for word in options:
+        if isinstance(word, Found):
+            check_found(Path(word))
     given = values_of(options, "--ckpt_path")
     if not given or "--help" in options or "-h" in options:
         return [subcommand, *options]
@@ -75,6 +81,14 @@ def complete_arguments(arguments: Sequence[str]) -> list[str]:
     return [subcommand, *_configs_of(path), *silent, *options]
 
 
+def note_words(words: Sequence[str]) -> None:
+    """Remembers which classes the user has named, in the words of a command line and in the configs among them."""
+    note([word for word in words if not isinstance(word, Found)])
+    for config in values_of(words, *CONFIG_OPTIONS):
+        if not isinstance(config, Found):
+            note(_content(config))
+
+
 def _with_files(options: Sequence[str]) -> list[str]:
     """The options, with the file of each `--config` in place of its name."""
     found: list[str] = []
@@ -82,7 +96,7 @@ def _with_files(options: Sequence[str]) -> list[str]:
         name, equals, value = option.partition("=")
         if name in CONFIG_OPTIONS and equals:
             option = f"{name}={_file(value)}"
-        elif i and options[i - 1] in CONFIG_OPTIONS:
+        elif i and options[i - 1] in CONFIG_OPTIONS and not isinstance(option, Found):
             option = _file(option)
         found.append(option)
     return found
@@ -94,10 +108,16 @@ def _file(config: str) -> str:
 
 
 def _configs_of(path: str) -> list[str]:
-    directory = run_directory_of(path)
+    given, directory = f"ckpt_path={path!r}", run_directory_of(path)
     if directory is None:
-        return ["--config", remembered_config_as_argument(path)]
-    configs = ["--config", str(latest_config(directory))]
+        sections = remembered_config(read_checkpoint(path))
+        if "model" not in sections:
+            raise InputError(
+                f"{given} does not say which model it was written by, and no config.yaml lies beside it; give --config."
+            )
+        return ["--config", as_argument(sections, given)]
+    check_found(latest_config(directory))
+    configs = ["--config", Found(latest_config(directory))]
     if Path(path).suffix != ".ckpt":
         # A ticket may lie in another run's directory than its own, and says itself which network it is of.
         try:
@@ -105,7 +125,7 @@ def _configs_of(path: str) -> list[str]:
         except InputError:
             # What is wrong with the file is said when its weights are wanted, and the user may have more to say on it.
             return configs
-        configs += ["--config", json.dumps(sections)] if "model" in sections else []
+        configs += ["--config", as_argument(sections, given)] if "model" in sections else []
     return configs
 
 
@@ -155,7 +175,7 @@ def options_of(source: str) -> list[str]:
     path = Path(source).expanduser()
     if (path / CONFIG).is_file():
         last = path / CHECKPOINTS / "last.ckpt"
-        return ["--ckpt_path", str(last)] if last.is_file() else ["--config", str(latest_config(path))]
+        return ["--ckpt_path", str(last)] if last.is_file() else ["--config", Found(latest_config(path))]
     if path.suffix in SUFFIXES or (not path.is_file() and source in shipped_configs()):
         return ["--config", source]
     if path.is_dir():
