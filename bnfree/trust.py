@@ -65,7 +65,8 @@ _COMMENT = re.compile(rf"^# {KEY}: ([0-9a-f ]+)$", re.MULTILINE)
 _PLAIN_TEXT = {
     "init_from", "weights", "data_dir", "cache_dir", "logits_cache", "architecture", "monitor", "filename", "dirpath",
     "save_dir", "default_root_dir", "run_dir", "ckpt_path", "config", "name", "version", "ticket", "path", "mode",
-    "class_names", "source", "train_dir", "val_dir", "test_dir", "root", "url", "archive",
+    "class_names", "source", "include", "exclude", "layers", "rewind_point",
+    "train_dir", "val_dir", "test_dir", "root", "url", "archive",
 }  # fmt: skip
 # Arguments that say where a training writes.
 _PLACES = {"dirpath", "filename", "save_dir", "default_root_dir", "run_dir", "root_dir", "log_dir"}

@@ -210,3 +210,26 @@ def test_what_needs_no_network_goes_on_without_it(stranger, bnfree, command):
         assert not (stranger / MARKER).exists(), way
         assert code in (0, 2)
         assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content["lottery"].update(score="planted.X"),
+        lambda content: content["lottery"].update(scope="planted.X"),
+        lambda content: content["options"].append("--model.backbone=planted.X"),
+        lambda content: content["options"].append("--model.loss=planted.X"),
+        lambda content: content["options"].append("--config=planted.yaml"),
+        lambda content: content.update(fit={"configs": ["planted.yaml"], "options": {}, "arguments": []}),
+        lambda content: content.update(fit={"configs": [], "options": {"model.loss": "planted.X"}, "arguments": []}),
+    ],
+)
+def test_the_settings_of_a_strangers_lottery(stranger, complaint, change):
+    shutil.copytree(EARLIER / "lottery", "lottery")
+    content = yaml.safe_load(Path("lottery/lottery.yaml").read_text())
+    content["options"] = [word for word in content["options"] if "--config" not in word]
+    change(content)
+    Path("lottery/lottery.yaml").write_text(yaml.safe_dump(content))
+    users_words.forget()
+    assert "planted" in complaint("lottery", "controls", "lottery")
+    assert not (stranger / MARKER).exists()

@@ -37,12 +37,8 @@ from bnfree.lightning_modules.experiments.lottery.plan import (
     check_fit_unchanged,
     plan_lottery,
 )
-from bnfree.lightning_modules.experiments.lottery.settings import (
-    SETTINGS,
-    ControlSettings,
-    LotterySettings,
-    read_started,
-)
+from bnfree.lightning_modules.experiments.lottery.settings import ControlSettings, LotterySettings
+from bnfree.lightning_modules.experiments.lottery.started import SETTINGS, check_started, read_started
 from bnfree.lightning_modules.training.messages import say
 from bnfree.lightning_modules.training.run_directory import only_one
 from bnfree.lightning_modules.training.settings import split_configs
@@ -187,6 +183,8 @@ def _started(settings: ControlSettings) -> LotterySettings:
     if not directory.is_dir():
         what = "is a file" if directory.exists() else "does not exist"
         raise InputError(f"DIR={given!r} {what}; give the directory of a bnfree lottery run.")
+    if (directory / SETTINGS).is_file():
+        check_started(directory)
     started = read_started(directory)
     if started is None and read_levels(directory):
         raise InputError(

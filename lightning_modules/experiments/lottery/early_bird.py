@@ -35,7 +35,8 @@ from bnfree.lightning_modules.experiments.lottery.plan import (
     other_callbacks,
     plan_lottery,
 )
-from bnfree.lightning_modules.experiments.lottery.settings import EarlyBirdSettings, write_started
+from bnfree.lightning_modules.experiments.lottery.settings import EarlyBirdSettings
+from bnfree.lightning_modules.experiments.lottery.started import write_started
 from bnfree.lightning_modules.training.messages import say
 from bnfree.lightning_modules.training.parsed_fit import changes
 from bnfree.lightning_modules.training.run_directory import is_child, latest_config, only_one

@@ -24,7 +24,8 @@ from bnfree.lightning_modules.experiments.lottery.level_tickets import (
     read_rewind_point,
 )
 from bnfree.lightning_modules.experiments.lottery.plan import LotteryPlan, check_unchanged, plan_lottery
-from bnfree.lightning_modules.experiments.lottery.settings import LotterySettings, write_started
+from bnfree.lightning_modules.experiments.lottery.settings import LotterySettings
+from bnfree.lightning_modules.experiments.lottery.started import write_started
 from bnfree.lightning_modules.training.messages import say
 from bnfree.lightning_modules.training.run_directory import is_child, only_one
 from bnfree.tickets import Ticket, load_ticket, mask_statistics

@@ -18,13 +18,14 @@ from bnfree.lightning_modules.experiments.lottery.settings import (
     SECTION,
     LotterySettings,
     check_settings,
-    read_started,
 )
+from bnfree.lightning_modules.experiments.lottery.started import read_started
 from bnfree.lightning_modules.training.parsed_fit import ParsedFit, changes, parse_fit
 from bnfree.lightning_modules.training.run_directory import latest_config
 from bnfree.lightning_modules.training.settings import FitSettings
 from bnfree.state_dicts import backbone_of
 from bnfree.tickets import LayerChoice, RewindPoint, layer_choices, least_density, prunable_layers
+from bnfree.users_words import note
 
 STEP1 = "step1"
 REMEDY = "give another --run_dir, or the earlier settings to go on with it."
@@ -111,6 +112,7 @@ def plan_lottery(settings: LotterySettings) -> LotteryPlan:
     Raises:
         InputError: a mistake in the settings or in a config.
     """
+    note([settings.score, settings.scope, *dict(settings.step1_options or {}).values()])
     densities = check_settings(settings)
     parsed, parsed_step1 = parse_fit(settings.fit), None
     if settings.find_in == STEP1:

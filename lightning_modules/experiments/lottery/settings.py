@@ -8,10 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from bnfree.errors import InputError
-from bnfree.files import whole_file
 from bnfree.lightning_modules.experiments.files import (
     as_list,
     find_experiment,
@@ -20,7 +17,7 @@ from bnfree.lightning_modules.experiments.files import (
     options_in,
     read_yaml,
 )
-from bnfree.lightning_modules.training.settings import FitSettings, plain
+from bnfree.lightning_modules.training.settings import FitSettings
 from bnfree.names import did_you_mean
 from bnfree.plugins import BUILT_IN
 from bnfree.tickets import RewindPoint, level_densities
@@ -28,7 +25,6 @@ from bnfree.tickets.schedule import check_density
 from bnfree.tickets.scopes import get_scope
 from bnfree.tickets.scores import get_score
 
-SETTINGS = "lottery.yaml"
 REWINDS = ("weights", "sign", "learning_rate", "none")
 LISTS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "densities": ((int, float), "numbers"), "include": (str, "names"), "exclude": (str, "names"),
@@ -229,46 +225,6 @@ def _densities(settings: LotterySettings) -> tuple[float, ...]:
     if any(later >= earlier for earlier, later in pairwise(densities)):
         raise InputError(f"lottery.densities={settings.densities} must fall from level to level, and begin below 1.")
     return densities
-
-
-def write_started(directory: Path, settings: LotterySettings) -> None:
-    """Writes what a run was started with; seeds and levels that are added later are added to the file.
-
-    Args:
-        directory: of the run.
-        settings: of the command that goes on with it.
-    """
-    section = {key: getattr(settings, key) for key in SECTION}
-    earlier = read_started(directory)
-    if earlier is not None:
-        section["seeds"] = [*earlier.seeds, *(seed for seed in settings.seeds if seed not in earlier.seeds)]
-        if len(check_settings(earlier)) > len(check_settings(settings)):
-            section |= {key: getattr(earlier, key) for key in DENSITY_KEYS}
-    fit = {
-        "configs": plain(as_list(settings.fit.configs)),
-        "options": plain(settings.fit.options),
-        "arguments": list(settings.fit.arguments),
-    }
-    with whole_file(directory / SETTINGS) as unfinished:
-        unfinished.write_text(yaml.safe_dump({"fit": fit, "lottery": section}, sort_keys=False))
-
-
-def read_started(directory: Path) -> LotterySettings | None:
-    """The settings that a run was started with; None if there is no run.
-
-    Raises:
-        InputError: the file has been changed by hand into something else.
-    """
-    path = directory / SETTINGS
-    if not path.is_file():
-        return None
-    try:
-        content: dict[str, Any] = yaml.safe_load(path.read_text())
-        # Runs of earlier versions hold the words of their command line.
-        fit = FitSettings(**content["fit"]) if "fit" in content else FitSettings(arguments=content.get("options") or [])
-        return LotterySettings(fit=fit, run_dir=directory, **content["lottery"])
-    except (AttributeError, KeyError, TypeError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{str(path)!r} cannot be read; give another --run_dir.") from error
 
 
 def _known_keys(known: Sequence[str]) -> str:

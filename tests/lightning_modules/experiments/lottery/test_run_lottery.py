@@ -11,7 +11,8 @@ from bnfree.lightning_modules import ControlSettings, FitSettings, LotterySettin
 from bnfree.lightning_modules.experiments.lottery.controls import check_controls
 from bnfree.lightning_modules.experiments.lottery.level_tickets import control_kind
 from bnfree.lightning_modules.experiments.lottery.plan import check_unchanged, plan_lottery
-from bnfree.lightning_modules.experiments.lottery.settings import SECTION, read_started, write_started
+from bnfree.lightning_modules.experiments.lottery.settings import SECTION
+from bnfree.lightning_modules.experiments.lottery.started import read_started, write_started
 from bnfree.lightning_modules.reports.lottery_report import report_lottery
 from bnfree.tickets import load_ticket
 from bnfree.tickets.controls import Reinit
