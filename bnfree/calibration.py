@@ -9,6 +9,10 @@ output, as weight normalisation is initialised (Salimans and Kingma, 2016, arXiv
 filters of the stem answer natural images with very different strength, which batch norm would level out; and it centres
 the trunk before and after each RPReLU, whose bend then lies where the signal is.
 
+Trained weights that get another meaning need less: where binary weights take the place of real ones, the outputs of
+the convolutions shrink, to sqrt(2/pi) = 0.80 of what they were for Gaussian weights and independent inputs, and
+`calibrate_gains` gives them back their standard deviation, so that every threshold behind them keeps its place.
+
 Beta is a constant afterwards, shifts and gains are trained on; all are part of the checkpoint and cost nothing at
 inference. They are also what tells a calibrated network (`is_calibrated`), so that whatever carries the weights (a
 checkpoint, a snapshot, a ticket, an average, another process) carries the answer, and none can contradict the other.
@@ -18,6 +22,8 @@ This is our own deviation from arXiv 2104.08215; the README has the measurement 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -76,10 +82,7 @@ def calibrate(network: nn.Module, images: Tensor, full: bool = False) -> list[Un
     units = _units(network)
     if not units:
         raise InputError("network has no residual unit with a beta; calibration is for norm='bn_free' networks.")
-    if images.dim() != 4 or images.shape[0] == 0:
-        raise InputError(f"images has shape {tuple(images.shape)}; calibration needs (N, C, H, W) with N > 0.")
-    if not torch.isfinite(images).all():
-        raise InputError("images holds values that are not finite; calibration would spread them to every beta.")
+    _check_images(images)
     report: list[UnitCalibration] = []
 
     def calibrate_unit(name: str, unit: ResidualUnit, inputs: tuple[Any, ...]) -> None:
@@ -95,7 +98,7 @@ def calibrate(network: nn.Module, images: Tensor, full: bool = False) -> list[Un
         report.append(UnitCalibration(name, typical.item(), before, beta.item(), drift.item()))
 
     def calibrate_gain(layer: BinaryConv2d, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        std = _wide(output).std(dim=(0, 2, 3), correction=0)
+        std = _stds(output)
         factor = torch.where(std > 1e-6, 1 / std, 1.0)
         cast(Tensor, layer.gain).mul_(factor.view(-1, 1, 1, 1))
         return output * factor.view(1, -1, 1, 1).to(output.dtype)
@@ -117,6 +120,103 @@ def calibrate(network: nn.Module, images: Tensor, full: bool = False) -> list[Un
         hooks += [convolution.register_forward_hook(calibrate_gain) for convolution in convolutions]
         hooks += [unit.rprelu.register_forward_pre_hook(calibrate_shift_in) for unit in units.values()]
         hooks += [unit.rprelu.register_forward_hook(calibrate_shift_out) for unit in units.values()]
+    _run(network, images, hooks)
+    return report
+
+
+@torch.no_grad()
+def calibrate_gains(network: nn.Module, images: Tensor, original: nn.Module | None = None) -> dict[str, Tensor]:
+    """Sets the gains of the binary convolutions so that their outputs are as strong as in another network.
+
+    For the hand-over from real to binary weights: gain_c is multiplied by std_c of the original's output / std_c of
+    this network's, channel by channel and in the order of the forward pass, with the layers before it set already. Two
+    forward passes. Latent weights, shifts, slopes and beta stay, and so does the gain of a channel that is constant in
+    either network. Once done, it changes nothing any more with the same `original`.
+
+    Example:
+        >>> from bnfree.backbones import ReActNet18
+        >>> step1 = ReActNet18(num_classes=10, width=8, binary_weights=False)  # trained in practice
+        >>> step2 = ReActNet18(num_classes=10, width=8, binary_weights=True)
+        >>> _ = step2.load_state_dict(step1.state_dict())
+        >>> factors = calibrate_gains(step2, torch.randn(64, 3, 32, 32))
+        >>> len(factors), 1.1 < factors["body.0.0.convolution"].mean() < 1.5
+        (16, tensor(True))
+
+    Args:
+        network: the network whose gains are set; it stays in its mode.
+        images: (N, C, H, W), floating point, normalised as in training; a few hundred suffice.
+        original: network with convolutions of the same names and numbers of filters, which the shifts were learned
+            with; None: this one with real weights in the place of binary ones, while its gains still are those of
+            training step 1.
+
+    Returns:
+        The factors (O,) by name of the convolution, in the order of the forward pass.
+
+    Raises:
+        InputError: no binary convolution with a gain, an original that lacks one of them or has another number of
+            channels there, or images that are empty or not finite.
+    """
+    layers = {
+        name: m for name, m in network.named_modules()
+        if isinstance(m, BinaryConv2d) and m.binary_weights and m.gain is not None
+    }  # fmt: skip
+    if not layers:
+        raise InputError("network has no binary convolution with a gain, so there is none to set.")
+    _check_images(images)
+    if original is None:
+        with _real_weights(layers):
+            wanted = _output_stds(network, layers, images)
+    else:
+        theirs = {name: m for name, m in original.named_modules() if isinstance(m, BinaryConv2d)}
+        for name, layer in layers.items():
+            if name not in theirs or theirs[name].out_channels != layer.out_channels:
+                raise InputError(f"original has no convolution {name!r} of {layer.out_channels} filters.")
+        wanted = _output_stds(original, {name: theirs[name] for name in layers}, images)
+    factors: dict[str, Tensor] = {}
+
+    def set_gain(name: str, layer: BinaryConv2d, output: Tensor) -> Tensor:
+        std = _stds(output)
+        alive = (std > 1e-6) & (wanted[name] > 1e-6)
+        factor = torch.where(alive, wanted[name] / std, 1.0)
+        factors[name] = factor
+        cast(Tensor, layer.gain).mul_(factor.view(-1, 1, 1, 1))
+        return output * factor.view(1, -1, 1, 1).to(output.dtype)
+
+    _run(network, images, _output_hooks(layers, set_gain))
+    return factors
+
+
+@contextmanager
+def _real_weights(layers: dict[str, BinaryConv2d]) -> Iterator[None]:
+    """Convolutions with real weights for a while."""
+    for layer in layers.values():
+        layer.binary_weights = False
+    try:
+        yield
+    finally:
+        for layer in layers.values():
+            layer.binary_weights = True
+
+
+def _output_stds(network: nn.Module, layers: dict[str, BinaryConv2d], images: Tensor) -> dict[str, Tensor]:
+    stds: dict[str, Tensor] = {}
+
+    def measure(name: str, layer: BinaryConv2d, output: Tensor) -> None:
+        stds[name] = _stds(output)
+
+    _run(network, images, _output_hooks(layers, measure))
+    return stds
+
+
+def _output_hooks(layers: dict[str, BinaryConv2d], action: Callable[[str, BinaryConv2d, Tensor], Any]) -> list[Any]:
+    return [
+        layer.register_forward_hook(lambda layer, inputs, output, name=name: action(name, layer, output))
+        for name, layer in layers.items()
+    ]
+
+
+def _run(network: nn.Module, images: Tensor, hooks: list[Any]) -> None:
+    """One forward pass, after which the hooks are gone."""
     try:
         # A compiled network may have been traced without the hooks.
         with torch.compiler.set_stance("force_eager"):
@@ -124,7 +224,13 @@ def calibrate(network: nn.Module, images: Tensor, full: bool = False) -> list[Un
     finally:
         for hook in hooks:
             hook.remove()
-    return report
+
+
+def _check_images(images: Tensor) -> None:
+    if images.dim() != 4 or images.shape[0] == 0:
+        raise InputError(f"images has shape {tuple(images.shape)}; calibration needs (N, C, H, W) with N > 0.")
+    if not torch.isfinite(images).all():
+        raise InputError("images holds values that are not finite; calibration would spread them to every beta.")
 
 
 def is_calibrated(network: nn.Module) -> bool:
@@ -151,6 +257,11 @@ def is_calibrated(network: nn.Module) -> bool:
 
 def _units(network: nn.Module) -> dict[str, ResidualUnit]:
     return {name: m for name, m in network.named_modules() if isinstance(m, ResidualUnit) and m.beta is not None}
+
+
+def _stds(x: Tensor) -> Tensor:
+    """Standard deviation of each channel (C,) of `x` (N, C, H, W)."""
+    return _wide(x).std(dim=(0, 2, 3), correction=0)
 
 
 def _wide(x: Tensor) -> Tensor:

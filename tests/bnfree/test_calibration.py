@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bnfree.activations import RPReLU
 from bnfree.backbones import ReActNet18, ReActNetA
 from bnfree.backbones.residual import ResidualUnit
-from bnfree.calibration import calibrate, is_calibrated
+from bnfree.calibration import calibrate, calibrate_gains, is_calibrated
 from bnfree.convolution import BinaryConv2d
 from bnfree.errors import InputError
 
@@ -227,3 +227,106 @@ def test_trained_weights_count_as_calibrated():
 @pytest.mark.parametrize("network", [fresh(norm="batch_norm"), fresh(norm="none"), nn.Linear(3, 3)])
 def test_what_cannot_be_calibrated_is_not(network):
     assert not is_calibrated(network)
+
+
+def output_stds(network: nn.Module, batch: Tensor) -> dict[str, Tensor]:
+    """Standard deviation per channel of every 3x3 (18) or body (A) convolution's output, by hooks of our own."""
+    seen: dict[str, Tensor] = {}
+    hooks = [
+        module.register_forward_hook(
+            lambda m, args, out, name=name: seen.update({name: out.transpose(0, 1).flatten(1).std(1, correction=0)})
+        )
+        for name, module in network.named_modules()
+        if isinstance(module, BinaryConv2d)
+    ]
+    with torch.no_grad():
+        network(batch)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def handed_over(kind: type[nn.Module], width: int, **options: object) -> tuple[nn.Module, nn.Module]:
+    """A calibrated network of step 1 and one of step 2 with its weights, in float64."""
+    before = fresh(kind, width, binary_weights=False).double()
+    calibrate(before, images(64).double(), full=True)
+    after = fresh(kind, width, binary_weights=True, **options).double()
+    after.load_state_dict(before.state_dict())
+    return before, after
+
+
+@pytest.mark.parametrize(("kind", "width"), NETWORKS)
+def test_gains_give_every_binary_convolution_the_strength_that_it_had_with_real_weights(kind, width):
+    before, after = handed_over(kind, width)
+    batch = images(64).double()
+    wanted, kept = output_stds(before, batch), copy.deepcopy(after.state_dict())
+    shrunk = output_stds(after, batch)
+    binary = [name for name, m in after.named_modules() if isinstance(m, BinaryConv2d) and m.binary_weights]
+    shrinkage = [(shrunk[name].mean() / wanted[name].mean()).item() for name in binary]
+    assert 0.6 < sum(shrinkage) / len(binary) < 0.85, shrinkage
+    factors = calibrate_gains(after, batch)
+    assert list(factors) == binary
+    found = output_stds(after, batch)
+    for name in binary:
+        torch.testing.assert_close(found[name], wanted[name], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            after.state_dict()[f"{name}.gain"], kept[f"{name}.gain"] * factors[name].view(-1, 1, 1, 1)
+        )
+    changed = {name for name, value in after.state_dict().items() if not torch.equal(value, kept[name])}
+    assert changed == {f"{name}.gain" for name in binary}
+    assert all(module.binary_weights for name, module in after.named_modules() if name in binary)
+    assert not any(module._forward_hooks for module in after.modules())
+    # Again, now that the gains are no longer those of real weights: nothing but rounding.
+    for factor in calibrate_gains(after, batch, before).values():
+        torch.testing.assert_close(factor, torch.ones_like(factor), rtol=1e-12, atol=1e-12)
+
+
+def test_the_factor_is_that_of_gaussian_weights_where_inputs_are_independent():
+    torch.manual_seed(0)
+    layer = BinaryConv2d(256, 32, 3, padding=1).double()
+    batch = torch.randn(64, 256, 8, 8).double().sign()
+    factor = calibrate_gains(nn.Sequential(layer), batch)["0"]
+    assert factor.mean().item() == pytest.approx((torch.pi / 2) ** 0.5, rel=0.01)
+    assert factor.std().item() < 0.02
+
+
+@pytest.mark.parametrize("fast", [[], ["int8_forward", "bf16_backward"]])
+@pytest.mark.parametrize("lean", [True, False])
+def test_gains_are_the_same_however_the_network_computes(lean, fast):
+    before, after = handed_over(ReActNet18, 8)
+    if fast and not lean:
+        return
+    other = fresh(binary_weights=True, lean=lean, fast=fast)
+    other.load_state_dict(before.state_dict())
+    expected, found = calibrate_gains(after, images().double()), calibrate_gains(other, images())
+    for name, factor in expected.items():
+        # Single activations may fall on the other side of their threshold in float32.
+        torch.testing.assert_close(found[name].double(), factor, rtol=0.05, atol=0.05)
+
+
+def test_gains_of_a_pruned_network_and_of_a_dead_filter():
+    before, after = handed_over(ReActNet18, 8)
+    masks = {n: torch.rand(m.weight.shape) < 0.3 for n, m in after.named_modules() if isinstance(m, BinaryConv2d)}
+    masks["body.0.0.convolution"][2] = False
+    for network in (before, after):
+        for name, mask in masks.items():
+            dict(network.named_modules())[name].set_mask(mask)
+    batch = images(64).double()
+    factors = calibrate_gains(after, batch)
+    assert factors["body.0.0.convolution"][2] == 1
+    wanted, found = output_stds(before, batch), output_stds(after, batch)
+    for name in factors:
+        torch.testing.assert_close(found[name], wanted[name], rtol=1e-12, atol=1e-12)
+
+
+def test_gains_refuse_what_they_cannot_set():
+    before, after = handed_over(ReActNet18, 8)
+    with pytest.raises(InputError, match="no binary convolution with a gain"):
+        calibrate_gains(before, images().double())
+    with pytest.raises(InputError, match=r"images has shape \(0, 3, 16, 16\)"):
+        calibrate_gains(after, images(0).double())
+    with pytest.raises(InputError, match=r"original has no convolution 'body.0.0.convolution' of 8 filters"):
+        calibrate_gains(after, images().double(), fresh(width=4).double())
+    with pytest.raises(RuntimeError):
+        calibrate_gains(after, torch.zeros(2, 5, 8, 8).double())
+    assert all(m.binary_weights for n, m in after.named_modules() if n.endswith(".convolution") and "body" in n)
