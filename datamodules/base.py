@@ -211,6 +211,11 @@ class ImageDataModule(LightningDataModule, AugmentationVariants):
         part = self._required_part("test", "predict")
         return [part.source.name(index) for index in part.indices.tolist()]
 
+    @property
+    def num_training_images(self) -> int:
+        """Number of images in the training part."""
+        return len(self._required_part("train", "fit").indices)
+
     def calibration_images(self, n: int) -> Tensor:
         """The first `n` training images of the split's order, without augmentation; the same on all processes.
 

@@ -38,6 +38,8 @@ OPTIONS = {
     "teacher_cifar10_resnet18": ["--data.val_split=10"],
     "teacher_cifar10_resnet18_bn_free": ["--data.val_split=10"],
 }
+# What goes on from another run.
+FROM_ANOTHER = {"finetune"}
 # Networks of one width.
 OF_ONE_WIDTH = {"teacher_cifar10_resnet18", "cifar10_recipe_distilled"}
 OVERLAYS = {"batch_norm", "distilled", "none", "ddp", "ddp_8gpu", "compile", "channels_last", "bf16"}
@@ -85,7 +87,9 @@ def arguments_of(name, run_dir, data_dir, subcommand="fit"):
 
 
 def test_every_config_is_known_here():
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(OPTIONS) | OVERLAYS | set(RECIPES) | set(LOTTERIES)
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == (
+        set(OPTIONS) | FROM_ANOTHER | OVERLAYS | set(RECIPES) | set(LOTTERIES)
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIONS if not name.endswith("step2")])
@@ -233,3 +237,27 @@ def test_distilled_overlay_learns_from_the_network_of_another_run(data_dir, tmp_
     assert main(["test", f"--ckpt_path={run}/checkpoints/last.ckpt", "--trainer.accelerator=cpu"]) == 0
     assert main(["fit", f"--ckpt_path={run}/checkpoints/last.ckpt", "--trainer.max_epochs=2"]) == 2
     assert "best.ckpt' is not a file" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_finetune_takes_a_run_to_images_of_other_classes(data_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([*arguments_of("cifar10_small", tmp_path / "first", data_dir), *SMALL_FOLDER]) == 0
+    for label in range(3):
+        for i in range(8):
+            write_image(tmp_path / "mine" / "train" / f"kind{label}" / f"{i}.png", 40, 40, 10 * label + i)
+    words = arguments_of("finetune", tmp_path / "run", tmp_path / "mine")
+    words = [w.replace("CHECKPOINT", str(tmp_path / "first/checkpoints/last.ckpt")) for w in words]
+    words = [w.replace("num_classes=10", "num_classes=3") for w in words if "width" not in w]
+    assert main([*words, "--data.val_split=4", "--data.image_size=40"]) == 0
+    before, after = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("first", "run")
+    )
+    assert after["global_step"] == 2
+    assert after["state_dict"]["backbone.classifier.weight"].shape == (3, 32)
+    assert after["state_dict"].keys() == before["state_dict"].keys()
+    # The network is that of the other run, and stands in the config from now on.
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["model"]["init_args"]["backbone"]["init_args"]["width"] == 4
+    (tmp_path / "first").rename(tmp_path / "gone")
+    assert main(["test", f"--ckpt_path={tmp_path}/run/checkpoints/last.ckpt", "--trainer.accelerator=cpu"]) == 0

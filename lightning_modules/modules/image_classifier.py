@@ -17,10 +17,20 @@ from torch.optim import Adam
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from bnfree.calibration import calibrate, is_calibrated
+from bnfree.calibration import calibrate, calibrate_gains, is_calibrated
 from bnfree.errors import InputError
 from bnfree.lean.fast import check_available
+from bnfree.lightning_modules.modules.frozen import Freeze, evaluate_frozen, freeze_parameters
 from bnfree.lightning_modules.modules.fused_optimizers import prefer_fused
+from bnfree.lightning_modules.modules.hand_over import (
+    KEY,
+    CalibrateInitFrom,
+    Inputs,
+    Origin,
+    choose,
+    meaning_of,
+    remembered_inputs,
+)
 from bnfree.lightning_modules.modules.initial_weights import load_initial_weights
 from bnfree.lightning_modules.modules.learning_rate_scaling import (
     LearningRateScaling,
@@ -49,7 +59,7 @@ class ImageClassifier(LightningModule):
 
     With 100 classes or more, top-5 accuracy too (`val/acc5`, `test/acc5`). Before the first step of a fresh run a
     BN-free backbone is calibrated on training images (`bnfree.calibration`), unless it is calibrated or trained already
-    (`is_calibrated`), starts from `init_from` or is a `reference` network.
+    (`is_calibrated`) or is a `reference` network; one that starts from `init_from` as `calibrate_init_from` says.
 
     Args:
         backbone: network from images (N, C, H, W) to logits (N, num_classes), such as `ReActNet18`.
@@ -67,9 +77,19 @@ class ImageClassifier(LightningModule):
         init_from: checkpoint whose weights, and nothing else, a fresh run starts from: one of this project's, a plain
             state dict of the backbone, a ticket file (the masks, and the weights that its training starts from again),
             or one of the public BNN_NoBN or ReActNet code. Strict.
+        replace_head: of `init_from` take all but the head (`backbone.classifier`), which stays as it was drawn: for
+            other classes.
+        freeze: what is not trained: `none`: everything is; `weights`: gains, shifts, slopes and the head are trained,
+            the weights of all other layers stay; `body`: the head alone is trained, all before it stays and is
+            evaluated as in a test (batch norm with its stored statistics).
         calibration: what is measured on training images before the first step: `full`: beta, the shifts of RSign and
             RPReLU, and the gains; `beta_and_shift`: beta and the shifts of RSign; `none`: nothing, the analytic beta.
-        calibration_images: number of training images to calibrate on.
+        calibration_images: number of training images to calibrate on; all, where there are fewer.
+        calibrate_init_from: what is measured anew before weights from `init_from` are trained on: `none`: nothing;
+            `gain`: the gains, where binary weights take the place of real ones (`calibrate_gains`); `full`: all that
+            `calibration: full` measures; `auto`: `full` where the images have another strength than those that the
+            checkpoint was trained on (a standard deviation by more than 1.5 times, or a mean by half of one), as far as
+            it says, and `calibration` is not `none`; else `none`. With a ticket `auto` is `none`.
         recalibrate: calibrate also what is calibrated already or starts from `init_from`: the constants of its file are
             replaced, its latent weights stay.
         learning_rate_scaling: the optimizer's learning rate is that for `base_batch_size`; `linear` (for SGD) and
@@ -106,8 +126,11 @@ class ImageClassifier(LightningModule):
         label_smoothing: float = 0.0,
         weight_decay_on: WeightDecayOn = "convolutions",
         init_from: str | None = None,
+        replace_head: bool = False,
+        freeze: Freeze = "none",
         calibration: Literal["full", "beta_and_shift", "none"] = "full",
         calibration_images: int = 256,
+        calibrate_init_from: CalibrateInitFrom = "auto",
         recalibrate: bool = False,
         learning_rate_scaling: LearningRateScaling = "none",
         base_batch_size: int = 256,
@@ -127,6 +150,16 @@ class ImageClassifier(LightningModule):
             )
         if recalibrate and calibration == "none":
             raise InputError("recalibrate=True contradicts calibration='none'; leave one of them out.")
+        if calibrate_init_from not in ("auto", "none", "gain", "full"):
+            raise InputError(
+                f"calibrate_init_from={calibrate_init_from!r} is not known; choose 'auto', 'none', 'gain' or 'full'."
+            )
+        if recalibrate and calibrate_init_from in ("none", "gain"):
+            raise InputError(
+                f"recalibrate=True contradicts calibrate_init_from={calibrate_init_from!r}; leave one of them out."
+            )
+        if replace_head and init_from is None:
+            raise InputError("replace_head=True has no weights to leave the head out of; give init_from too.")
         check_scaling(learning_rate_scaling, base_batch_size)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Attribute '.*' is an instance of `nn.Module`")
@@ -143,8 +176,13 @@ class ImageClassifier(LightningModule):
         self.schedule_is_stale = False
         self.loss = build_loss(loss, label_smoothing)
         self.label_smoothing, self.weight_decay_on = label_smoothing, weight_decay_on
-        self.init_from = init_from
+        self.init_from, self.replace_head = init_from, replace_head
         self.calibration, self.calibration_images, self.recalibrate = calibration, calibration_images, recalibrate
+        self.calibrate_init_from = calibrate_init_from
+        self._origin: Origin | None = None
+        self._inputs: Inputs | None = None
+        self.freeze_kind = freeze
+        freeze_parameters(backbone, freeze)
         self.learning_rate_scaling, self.base_batch_size = learning_rate_scaling, base_batch_size
         self.rescale_on_resume = rescale_on_resume
         parameter_groups(backbone, weight_decay_on)
@@ -194,8 +232,12 @@ class ImageClassifier(LightningModule):
             refuse_unsuitable_callbacks(self.trainer, self.backbone)
         if stage == "fit" and getattr(self.backbone, "lean", False):
             check_available(getattr(self.backbone, "fast", ()))
-        if stage == "fit" and self.init_from is not None and self.trainer.ckpt_path is None:
-            load_initial_weights(self.backbone, self.init_from)
+        if stage == "fit" and self.trainer.ckpt_path is None:
+            self._origin = self._inputs = None
+            if self.init_from is not None:
+                self._origin = load_initial_weights(self.backbone, self.init_from, replace_head=self.replace_head)
+            if self._origin is not None and self._origin.new_head is not None:
+                rank_zero_info(f"The head is a new one, of {self._origin.new_head}.")
 
     def on_train_start(self) -> None:
         """Calibrates a BN-free backbone that is not calibrated; settles the learning rate of a resumed run."""
@@ -206,33 +248,51 @@ class ImageClassifier(LightningModule):
                 self.trainer, self.lr_scheduler, self._schedule_total, self.interval, self._position,
                 self.schedule_is_stale,
             )  # fmt: skip
-        wanted = getattr(self.backbone, "wants_calibration", False) and self.calibration != "none"
-        if not wanted or self.trainer.global_step > 0:
-            return
+        if getattr(self.backbone, "wants_calibration", False) and self.trainer.global_step == 0:
+            self._calibrate()
+
+    def _calibrate(self) -> None:
+        """Measures what a run that has not begun needs; what it starts from says what that is."""
+        asked = self.calibrate_init_from
+        if asked == "auto" and self.calibration == "none":
+            asked = "none"
         if not self.recalibrate:
-            # Given weights are to be kept as they are, also where they were never calibrated.
-            if self.init_from is not None:
+            if self._origin is None and (self.init_from is not None or self.calibration == "none"):
                 return
-            if is_calibrated(self.backbone):
+            if self._origin is None and is_calibrated(self.backbone):
                 rank_zero_info("Calibrated or trained already: beta, shifts and gains stay as they are.")
+                return
+            if self._origin is not None and self._origin.ticket and asked in ("auto", "none"):
                 return
         like = next(self.backbone.parameters())
         images = self._calibration_images().to(like.device, like.dtype)
-        report = calibrate(self.backbone, images, full=self.calibration == "full")
+        kind, reason = "full", ""
+        if self._origin is not None and not self.recalibrate:
+            kind, reason = choose(asked, self._origin, self.backbone, Inputs.of(images))
+        # Processes may have other images, or round differently; training must start from the same constants everywhere.
+        broadcast = self.trainer.strategy.broadcast
+        self._inputs, kind, reason = broadcast((Inputs.of(images), kind, reason), src=0)
+        if kind == "none":
+            return
+        since = f", since {reason}" if reason else ""
+        if kind == "gain":
+            factors = torch.cat(list(calibrate_gains(self.backbone, images).values()))
+            done = f"the gains of {len(factors)} filters"
+            found = f"times {factors.min():.2f} to {factors.max():.2f}, {factors.mean():.2f} on average"
+        else:
+            report = calibrate(self.backbone, images, full=bool(reason) or self.calibration == "full")
+            betas = [unit.beta for unit in report]
+            done, found = f"{len(report)} residual units", f"beta {min(betas):.2f} to {max(betas):.2f}"
         if self.trainer.world_size > 1:
-            # Processes may round differently; training must start from the same constants everywhere.
             state = {key: value.cpu() for key, value in self.backbone.state_dict().items()}
-            self.backbone.load_state_dict(self.trainer.strategy.broadcast(state, src=0))
-        betas = [unit.beta for unit in report]
-        rank_zero_info(
-            f"Calibrated {len(report)} residual units on {self.calibration_images} training images: "
-            f"beta {min(betas):.2f} to {max(betas):.2f}."
-        )
+            self.backbone.load_state_dict(broadcast(state, src=0))
+        rank_zero_info(f"Calibrated {done} on {len(images)} training images{since}: {found}.")
 
     def _calibration_images(self) -> Tensor:
         data = getattr(self.trainer, "datamodule", None)
         if data is not None and hasattr(data, "calibration_images"):
-            return data.calibration_images(self.calibration_images)
+            there = getattr(data, "num_training_images", self.calibration_images)
+            return data.calibration_images(min(self.calibration_images, there))
         images: list[Tensor] = []
         with torch.random.fork_rng():
             for batch in cast(Iterable[Any], self.trainer.train_dataloader):
@@ -240,6 +300,12 @@ class ImageClassifier(LightningModule):
                 if sum(map(len, images)) >= self.calibration_images:
                     break
         return torch.cat(images)[: self.calibration_images]
+
+    def train(self, mode: bool = True) -> ImageClassifier:
+        """As of every module; what `freeze: body` leaves alone stays in evaluation mode."""
+        super().train(mode)
+        evaluate_frozen(self.backbone, self.freeze_kind)
+        return self
 
     def training_loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         """What is minimised, of shape (), for logits (N, num_classes) of images (N, C, H, W): `loss`.
@@ -305,11 +371,13 @@ class ImageClassifier(LightningModule):
         return cast(Any, {"optimizer": optimizer, **({"lr_scheduler": schedule} if schedule else {})})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps where the run stands in its schedule, for one that goes on with another length or other batches."""
+        """Keeps what the weights mean, and where the run stands in its schedule, for runs that go on from here."""
+        checkpoint[KEY] = meaning_of(self.backbone, self._inputs)
         if self._schedule_total:
             checkpoint["schedule_position"] = position_of(self.trainer, self._schedule_total, self.interval).as_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes up where the run stood."""
+        self._inputs = remembered_inputs(checkpoint)
         position = checkpoint.get("schedule_position")
         self._position = SchedulePosition(**position) if position else None

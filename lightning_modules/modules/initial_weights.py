@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -10,21 +11,29 @@ from torch import Tensor, nn
 from bnfree.backbones import ReActNet18
 from bnfree.backbones.residual import Variant
 from bnfree.errors import InputError
+from bnfree.lightning_modules.modules.hand_over import Origin, remembered_binary_weights, remembered_inputs
 from bnfree.lightning_modules.modules.torchvision_network import TorchvisionNetwork
+from bnfree.packing import is_packed, pretrained_names, pretrained_path
+from bnfree.packing.file_format import read as read_packed
+from bnfree.packing.trainable import trainable_state_dict
 from bnfree.reference import is_public_checkpoint, load_checkpoint
-from bnfree.state_dicts import read_checkpoint_file, read_state_dict
+from bnfree.state_dicts import read_checkpoint_file, read_state_dict, uncompiled
 from bnfree.tickets import is_ticket, read_ticket
 
 
 def load_initial_weights(
-    backbone: nn.Module, path: str | Path, argument: str = "init_from", trained_ticket: bool = False
-) -> None:
+    backbone: nn.Module,
+    path: str | Path,
+    argument: str = "init_from",
+    trained_ticket: bool = False,
+    replace_head: bool = False,
+) -> Origin:
     """Loads the weights of a checkpoint into `backbone`, strictly.
 
     Reads checkpoints written by this project's modules (the weights under `backbone.`), a plain state dict of the
-    backbone (of a `TorchvisionNetwork`: also one of torchvision's model), ticket files (`bnfree.tickets`), and
-    checkpoints of the public BNN_NoBN and ReActNet code. Beta and masks come along, since they are part of the state
-    dict; optimizer, epoch and learning rate do not.
+    backbone (of a `TorchvisionNetwork`: also one of torchvision's model), ticket files (`bnfree.tickets`), packed
+    BN-free networks and the names of pretrained ones, and checkpoints of the public BNN_NoBN and ReActNet code. Beta
+    and masks come along, since they are part of the state dict; optimizer, epoch and learning rate do not.
 
     Args:
         backbone: the network to fill; it keeps its weights when anything fails.
@@ -32,13 +41,24 @@ def load_initial_weights(
         argument: what the messages call the file.
         trained_ticket: of a ticket take the weights that it was found with, and not those that its training starts
             from again.
+        replace_head: leave the backbone's `classifier` as it is, and the file's where it is; all else is strict.
+
+    Returns:
+        What the file says of its weights.
 
     Raises:
-        InputError: no such file, not a checkpoint, a damaged ticket, or weights of another architecture.
+        InputError: no such file, not a checkpoint, a damaged ticket, or weights of another architecture; or a backbone
+            without a `classifier` to keep.
     """
     given = f"{argument}={str(path)!r}"
-    weights = _read_weights(Path(path), backbone, given, trained_ticket)
+    head = _head_of(backbone) if replace_head else None
+    weights, origin = _read_weights(Path(path), backbone, given, trained_ticket)
     current = backbone.state_dict()
+    if head is not None:
+        theirs = {key: value for key, value in weights.items() if key.startswith(head)}
+        ours = {key: value for key, value in current.items() if key.startswith(head)}
+        weights = {key: value for key, value in weights.items() if key not in theirs} | ours
+        origin = replace(origin, new_head=_new_head(theirs, ours))
     optional = {key for key in set(weights) - set(current) if key.endswith(".mask")}
     missing, unexpected = sorted(set(current) - set(weights)), sorted(set(weights) - set(current) - optional)
     reshaped = sorted(k for k in set(current) & set(weights) if current[k].shape != weights[k].shape)
@@ -47,25 +67,68 @@ def load_initial_weights(
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
             raise InputError(
                 f"{given} does not fit {type(backbone).__name__}: it {problem} {keys[0]!r}{more}; "
-                "give a checkpoint of the same architecture, normalisation, width, stem and number of classes."
+                f"give a checkpoint of the same architecture, normalisation, width{_also_the_same(keys, replace_head)}."
             )
     backbone.load_state_dict(weights, strict=True)
+    return origin
 
 
-def _read_weights(path: Path, backbone: nn.Module, given: str, trained_ticket: bool) -> dict[str, Tensor]:
+def find_packed(path: Path) -> Path | None:
+    """The packed file that a path or the name of a pretrained network leads to; None for another file or none."""
+    if path.is_file():
+        return path if is_packed(path) else None
+    names = [name for name in pretrained_names() if str(path) and name.startswith(str(path))]
+    return pretrained_path(names[0]) if len(names) == 1 else None
+
+
+def _head_of(backbone: nn.Module) -> str:
+    """What the names of the head's weights begin with."""
+    head = getattr(backbone, "classifier", None)
+    name = next((name for name, module in backbone.named_modules() if module is head and name), None)
+    if name is None:
+        raise InputError(
+            f"replace_head=True finds no module classifier in {type(backbone).__name__}; give it one, or leave "
+            "replace_head out."
+        )
+    return f"{name}."
+
+
+def _new_head(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> str:
+    before, now = (
+        max((value.shape[0] for value in head.values() if value.dim()), default=0) for head in (theirs, ours)
+    )
+    return f"{now} classes" + (f", where init_from has {before}" if before else "")
+
+
+def _also_the_same(keys: list[str], replace_head: bool) -> str:
+    if replace_head:
+        return " and stem"
+    if all(key.startswith(("classifier.", "network.fc.")) for key in keys):
+        return ", stem and number of classes, or add --model.replace_head=true for a head of your own classes"
+    return ", stem and number of classes"
+
+
+def _read_weights(
+    path: Path, backbone: nn.Module, given: str, trained_ticket: bool
+) -> tuple[dict[str, Tensor], Origin]:
+    packed = find_packed(path)
+    if packed is not None:
+        return trainable_state_dict(read_packed(packed)[0], uncompiled(backbone)), Origin(binary_weights=True)
     content = read_checkpoint_file(path, given)
     if is_ticket(content):
         ticket = read_ticket(content, given)
-        return ticket.state_dict if trained_ticket else ticket.start()
-    weights = read_state_dict(content if isinstance(content, Mapping) else {}, given)
+        return ticket.state_dict if trained_ticket else ticket.start(), Origin(ticket=True)
+    content = content if isinstance(content, Mapping) else {}
+    weights = read_state_dict(content, given)
     if is_public_checkpoint(weights):
-        return _public_weights(weights, given, backbone)
+        return _public_weights(weights, given, backbone), Origin()
+    origin = Origin(remembered_binary_weights(content), remembered_inputs(content))
     weights = {key.replace("_orig_mod.", ""): value for key, value in weights.items()}
     if any(key.startswith("backbone.") for key in weights):
-        return {key.removeprefix("backbone."): v for key, v in weights.items() if key.startswith("backbone.")}
-    if isinstance(backbone, TorchvisionNetwork) and not any(key.startswith("network.") for key in weights):
-        return {f"network.{key}": value for key, value in weights.items()}
-    return weights
+        weights = {key.removeprefix("backbone."): v for key, v in weights.items() if key.startswith("backbone.")}
+    elif isinstance(backbone, TorchvisionNetwork) and not any(key.startswith("network.") for key in weights):
+        weights = {f"network.{key}": value for key, value in weights.items()}
+    return weights, origin
 
 
 def _public_weights(weights: dict[str, Tensor], given: str, backbone: nn.Module) -> dict[str, Tensor]:

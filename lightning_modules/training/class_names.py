@@ -105,6 +105,8 @@ class ClassNames(Callback):
 
 def _files_behind(module: LightningModule) -> Sequence[tuple[str, str]]:
     """Argument and path of the checkpoints whose classes a module takes over in a fresh fit."""
-    found = [("init_from", getattr(module, "init_from", None))]
+    # A new head has classes of its own.
+    kept = None if getattr(module, "replace_head", False) else getattr(module, "init_from", None)
+    found = [("init_from", kept)]
     found += [("teacher.weights", getattr(teacher, "weights", None)) for teacher in getattr(module, "teachers", ())]
     return [(argument, str(path)) for argument, path in found if path is not None]

@@ -16,6 +16,7 @@ from bnfree.lightning_modules.training.checkpoints import (
 )
 from bnfree.lightning_modules.training.class_names import OPTION
 from bnfree.lightning_modules.training.config.found import Found, check_found
+from bnfree.lightning_modules.training.config.initial_network import network_behind
 from bnfree.lightning_modules.training.config.shipped import SUFFIXES, find_config, shipped_configs
 from bnfree.lightning_modules.training.run_directory import CHECKPOINTS, CONFIG, latest_config, run_directory_of
 from bnfree.names import did_you_mean
@@ -23,6 +24,11 @@ from bnfree.users_words import note, take_allowed
 
 SOURCE = "a YAML config, a run directory or a checkpoint"
 CONFIG_OPTIONS = ("--config", "-c")
+BACKBONE_OPTIONS = (
+    "--model.backbone", "--model.backbone.class_path", "--model.init_args.backbone",
+    "--model.init_args.backbone.class_path",
+)  # fmt: skip
+CLASSIFIER = "bnfree.lightning_modules.ImageClassifier"
 FLAGS = ("--help", "-h", "--print_config", f"--{OPTION}")
 
 
@@ -46,6 +52,8 @@ def config_files(arguments: Sequence[str]) -> list[Path]:
 def complete_arguments(arguments: Sequence[str]) -> list[str]:
     """Names the files of configs and of `--ckpt_path best|last`, and adds the config a checkpoint was written with.
 
+    Where a model is given without a backbone, that of `--model.init_from` is added.
+
     A checkpoint on the command line beats those of configs, whatever the order. The added config comes first, so that
     everything the user has given beats it.
 
@@ -62,8 +70,10 @@ def complete_arguments(arguments: Sequence[str]) -> list[str]:
         if isinstance(word, Found):
             check_found(Path(word))
     given = values_of(options, "--ckpt_path")
-    if not given or "--help" in options or "-h" in options:
+    if "--help" in options or "-h" in options:
         return [subcommand, *options]
+    if not given:
+        return [subcommand, *_network_behind(options), *options]
     path = given[-1]
     if path in ("best", "last"):
         run_dirs = values_of(options, "--run_dir")
@@ -132,6 +142,25 @@ def _configs_of(path: str) -> list[str]:
 def is_local(path: str) -> bool:
     """Whether a checkpoint is a file of this machine and not an address or a word that the Trainer understands."""
     return "://" not in path and path not in ("hpc", "registry") and not path.startswith("registry:")
+
+
+def _network_behind(options: list[str]) -> list[str]:
+    """The network of the initial weights, as a config, where a config has a model and none has its network."""
+    configs = [_content(config) for config in values_of(options, *CONFIG_OPTIONS)]
+    models = [config["model"] for config in configs if isinstance(config.get("model"), dict)]
+    arguments = [model.get("init_args", model) for model in models]
+    arguments = [each for each in arguments if isinstance(each, dict)]
+    named = any(option.partition("=")[0] in BACKBONE_OPTIONS for option in options)
+    if not models or named or any(each.get("backbone") is not None for each in arguments):
+        return []
+    files = [each["init_from"] for each in arguments if each.get("init_from")]
+    files += values_of(options, "--model.init_from", "--model.init_args.init_from")
+    backbone = network_behind(str(files[-1])) if files else None
+    if backbone is None:
+        return []
+    class_path = next((model["class_path"] for model in reversed(models) if "class_path" in model), CLASSIFIER)
+    model = {"class_path": class_path, "init_args": {"backbone": backbone}}
+    return ["--config", json.dumps({"model": model})]
 
 
 def _names_a_model(options: list[str]) -> bool:

@@ -1,0 +1,122 @@
+"""What initial weights meant where they come from, and what of it is measured anew where they go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from bnfree.convolution import BinaryConv2d
+
+KEY = "meaning_of_weights"
+"""Where a checkpoint keeps it."""
+CalibrateInitFrom = Literal["auto", "none", "gain", "full"]
+# Of normalised images: beyond that, most inputs of the first signs fall on another side than they were trained for.
+LARGEST_RATIO, LARGEST_SHIFT = 1.5, 0.5
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Normalised images as a network sees them: their size, and strength by channel."""
+
+    size: tuple[int, int]
+    """Height and width in pixels."""
+    mean: tuple[float, ...]
+    """Mean of each channel."""
+    std: tuple[float, ...]
+    """Standard deviation of each channel."""
+
+    @classmethod
+    def of(cls, images: Tensor) -> Inputs:
+        """Those of images (N, C, H, W)."""
+        std, mean = torch.std_mean(images.double(), dim=(0, 2, 3), correction=0)
+        return cls((images.shape[2], images.shape[3]), tuple(mean.tolist()), tuple(std.tolist()))
+
+    def difference(self, now: Inputs) -> str | None:
+        """What is different enough in other images to matter, in words; None for nothing."""
+        if len(self.std) != len(now.std):
+            return "the images have other channels"
+        for was_mean, was, mean, std in zip(self.mean, self.std, now.mean, now.std, strict=True):
+            # A channel without contrast is as wide as its distance from 0.
+            width = max(was, 1e-3)
+            ratio = max(std, 1e-3) / width
+            if not 1 / LARGEST_RATIO <= ratio <= LARGEST_RATIO or abs(mean - was_mean) > LARGEST_SHIFT * width:
+                return f"the images are of other strength (standard deviation {std:.2g} in place of {was:.2g})"
+        return None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is known of initial weights."""
+
+    binary_weights: bool | None = None
+    """Whether the convolutions of the body had binary weights; None: not known."""
+    inputs: Inputs | None = None
+    """What the images were; None: not known."""
+    ticket: bool = False
+    """Whether they are those that a ticket's training starts from."""
+    new_head: str | None = None
+    """How the head is another one, in words; None: it came with the weights."""
+
+
+def has_binary_weights(network: nn.Module) -> bool:
+    """Whether any convolution of a network binarises its weights."""
+    return any(module.binary_weights for module in network.modules() if isinstance(module, BinaryConv2d))
+
+
+def meaning_of(network: nn.Module, inputs: Inputs | None) -> dict[str, Any]:
+    """What a checkpoint says of its weights, as plain values."""
+    kept = None if inputs is None else {name: list(value) for name, value in asdict(inputs).items()}
+    return {"binary_weights": has_binary_weights(network), "inputs": kept}
+
+
+def remembered_inputs(checkpoint: Mapping[str, Any]) -> Inputs | None:
+    """What images the weights of a checkpoint were trained on, as far as it says."""
+    kept = checkpoint.get(KEY)
+    inputs = kept.get("inputs") if isinstance(kept, Mapping) else None
+    if not isinstance(inputs, Mapping):
+        return None
+    height, width = inputs["size"]
+    return Inputs((height, width), tuple(inputs["mean"]), tuple(inputs["std"]))
+
+
+def remembered_binary_weights(checkpoint: Mapping[str, Any]) -> bool | None:
+    """Whether the weights of a checkpoint were binary; None where it does not say.
+
+    Checkpoints from before they said it have the arguments of their network, if they are of a `bnfree` command.
+    """
+    kept = checkpoint.get(KEY)
+    if isinstance(kept, Mapping) and isinstance(kept.get("binary_weights"), bool):
+        return bool(kept["binary_weights"])
+    backbone = checkpoint.get("hyper_parameters", {}).get("backbone")
+    arguments = backbone.get("init_args", {}) if isinstance(backbone, Mapping) else {}
+    binary = arguments.get("binary_weights") if isinstance(arguments, Mapping) else None
+    return binary if isinstance(binary, bool) else None
+
+
+def choose(
+    asked: CalibrateInitFrom, origin: Origin, network: nn.Module, now: Inputs
+) -> tuple[Literal["none", "gain", "full"], str]:
+    """What to measure before weights that come from elsewhere are trained on, and why.
+
+    Args:
+        asked: what the user wants.
+        origin: where the weights come from.
+        network: the network that they are in.
+        now: its images.
+
+    Returns:
+        The choice, and the reason in words that follow "since".
+    """
+    binarised = has_binary_weights(network) and origin.binary_weights is not True
+    if asked == "full":
+        return "full", "calibrate_init_from=full"
+    if asked == "gain":
+        return ("gain", "calibrate_init_from=gain") if binarised else ("none", "")
+    if asked == "none" or origin.ticket or origin.inputs is None:
+        return "none", ""
+    other = origin.inputs.difference(now)
+    return ("none", "") if other is None else ("full", other)
