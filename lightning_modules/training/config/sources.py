@@ -148,16 +148,19 @@ def _network_behind(options: list[str]) -> list[str]:
     """The network of the initial weights, as a config, where a config has a model and none has its network."""
     configs = [_content(config) for config in values_of(options, *CONFIG_OPTIONS)]
     models = [config["model"] for config in configs if isinstance(config.get("model"), dict)]
-    arguments = [model.get("init_args", model) for model in models]
-    arguments = [each for each in arguments if isinstance(each, dict)]
+    given = [model.get("init_args", model) for model in models]
+    given = [each for each in given if isinstance(each, dict)]
     named = any(option.partition("=")[0] in BACKBONE_OPTIONS for option in options)
-    if not models or named or any(each.get("backbone") is not None for each in arguments):
+    if not models or named or any(each.get("backbone") is not None for each in given):
         return []
-    files = [each["init_from"] for each in arguments if each.get("init_from")]
+    files = [each["init_from"] for each in given if each.get("init_from")]
     files += values_of(options, "--model.init_from", "--model.init_args.init_from")
     backbone = network_behind(str(files[-1])) if files else None
     if backbone is None:
         return []
+    # The data know how many classes there are now.
+    arguments = {key: value for key, value in backbone.get("init_args", {}).items() if key != "num_classes"}
+    backbone = {**backbone, "init_args": arguments}
     class_path = next((model["class_path"] for model in reversed(models) if "class_path" in model), CLASSIFIER)
     model = {"class_path": class_path, "init_args": {"backbone": backbone}}
     return ["--config", json.dumps({"model": model})]
