@@ -261,4 +261,4 @@ def test_finetune_takes_a_run_to_images_of_other_classes(data_dir, tmp_path, mon
     assert config["model"]["init_args"]["backbone"]["init_args"]["width"] == 4
     assert config["data"]["init_args"]["image_size"] == 64
     (tmp_path / "first").rename(tmp_path / "gone")
-    assert main(["test", f"--ckpt_path={tmp_path}/run/checkpoints/last.ckpt", "--trainer.accelerator=cpu"]) == 0
+    assert main(["validate", f"--ckpt_path={tmp_path}/run/checkpoints/last.ckpt", "--trainer.accelerator=cpu"]) == 0

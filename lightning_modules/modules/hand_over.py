@@ -79,8 +79,13 @@ def remembered_inputs(checkpoint: Mapping[str, Any]) -> Inputs | None:
     inputs = kept.get("inputs") if isinstance(kept, Mapping) else None
     if not isinstance(inputs, Mapping):
         return None
-    height, width = inputs["size"]
-    return Inputs((height, width), tuple(inputs["mean"]), tuple(inputs["std"]))
+    values: list[Any] = [inputs.get(name) for name in ("size", "mean", "std")]
+    if not all(isinstance(value, list) and all(isinstance(x, int | float) for x in value) for value in values):
+        return None
+    size, mean, std = values
+    if len(size) != 2 or len(mean) != len(std):
+        return None
+    return Inputs((size[0], size[1]), tuple(mean), tuple(std))
 
 
 def remembered_binary_weights(checkpoint: Mapping[str, Any]) -> bool | None:
@@ -91,7 +96,8 @@ def remembered_binary_weights(checkpoint: Mapping[str, Any]) -> bool | None:
     kept = checkpoint.get(KEY)
     if isinstance(kept, Mapping) and isinstance(kept.get("binary_weights"), bool):
         return bool(kept["binary_weights"])
-    backbone = checkpoint.get("hyper_parameters", {}).get("backbone")
+    remembered = checkpoint.get("hyper_parameters")
+    backbone = remembered.get("backbone") if isinstance(remembered, Mapping) else None
     arguments = backbone.get("init_args", {}) if isinstance(backbone, Mapping) else {}
     binary = arguments.get("binary_weights") if isinstance(arguments, Mapping) else None
     return binary if isinstance(binary, bool) else None

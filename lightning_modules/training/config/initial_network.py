@@ -8,8 +8,8 @@ from typing import Any
 
 from bnfree.backbones import ReActNet18, ReActNetA
 from bnfree.errors import InputError
-from bnfree.import_names import class_paths_of_today
 from bnfree.lightning_modules.modules.initial_weights import find_packed
+from bnfree.lightning_modules.training.checkpoints import remembered_config
 from bnfree.packing.bits import TernaryWeight
 from bnfree.packing.file_format import read
 from bnfree.packing.layers import PackedLayers
@@ -25,7 +25,8 @@ def network_behind(source: str) -> dict[str, Any] | None:
             checkpoint of the public code, taken for one of training step 2.
 
     Raises:
-        InputError: a packed file or a public checkpoint whose network cannot be told from its weights.
+        InputError: a packed file or a public checkpoint whose network cannot be told from its weights; a checkpoint
+            that holds no plain values.
     """
     packed = find_packed(Path(source))
     if packed is not None:
@@ -37,8 +38,9 @@ def network_behind(source: str) -> dict[str, Any] | None:
         return None
     if not isinstance(content, Mapping):
         return None
-    remembered = class_paths_of_today(dict(content.get("hyper_parameters", {}))).get("backbone")
-    if isinstance(remembered, Mapping) and "class_path" in remembered:
+    # Checked by whoever builds something of it.
+    remembered = remembered_config(content).get("model", {}).get("init_args", {}).get("backbone")
+    if isinstance(remembered, Mapping) and isinstance(remembered.get("init_args", {}), Mapping):
         return dict(remembered)
     return _of_public(content) if is_public_checkpoint(content) else None
 

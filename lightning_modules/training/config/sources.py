@@ -159,11 +159,11 @@ def _network_behind(options: list[str]) -> list[str]:
     if backbone is None:
         return []
     # The data know how many classes there are now.
-    arguments = {key: value for key, value in backbone.get("init_args", {}).items() if key != "num_classes"}
+    arguments = {key: value for key, value in dict(backbone.get("init_args", {})).items() if key != "num_classes"}
     backbone = {**backbone, "init_args": arguments}
     class_path = next((model["class_path"] for model in reversed(models) if "class_path" in model), CLASSIFIER)
     model = {"class_path": class_path, "init_args": {"backbone": backbone}}
-    return ["--config", json.dumps({"model": model})]
+    return ["--config", as_argument({"model": model}, f"init_from={str(files[-1])!r}")]
 
 
 def _names_a_model(options: list[str]) -> bool:
