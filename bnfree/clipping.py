@@ -20,6 +20,10 @@ from torch import Tensor
 
 from bnfree.errors import InputError
 
+SAFE = {torch.float32: (2.0**52, 2.0**-76), torch.float64: (2.0**500, 2.0**-800)}
+"""Of numbers up to the first, 2^23 squares can be added; where there are larger ones, all are multiplied by the second,
+which leaves those above 1e-15 in float32 their digits."""
+
 
 def adaptive_clip_grad_(
     parameters: Tensor | Iterable[Tensor],
@@ -33,8 +37,8 @@ def adaptive_clip_grad_(
     whole tensor with at most one dimension. Norms are taken in float32 (float64 for float64) whatever the dtype of the
     gradient. Nothing is copied to the host, so an accelerator is never waited for.
 
-    Gradients that are not finite stay visible: a unit that holds a NaN becomes NaN as a whole; in a unit that holds an
-    infinity the infinite entries become NaN and the others 0.
+    Finite gradients of any size are clipped. Those that are not finite stay visible: a unit that holds a NaN or an
+    infinity becomes NaN as a whole.
 
     Args:
         parameters: one tensor or an iterable of tensors of any floating dtype and device; those without a gradient are
@@ -101,12 +105,24 @@ def clip_units_(
     for parameter in with_gradient.values():
         groups[_group_key(parameter)].append(parameter)
     measured: dict[torch.device, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+    powers = _powers([p.grad for p in with_gradient.values() if p.grad is not None and not _is_at_hand(p.grad)])
     for group in groups.values():
         gradients = [p.grad for p in group if p.grad is not None]
+        first = gradients[0]
         limit = _unit_norms(group).clamp_(min=eps).mul_(clip_factor)
-        norm = _unit_norms(gradients)
+        norm, power = _unit_norms(gradients), powers.get((first.device, first.dtype))
+        if power is None and not bool(norm.isfinite().all()):
+            # Computed twice in this case only; an accelerator, which must not be waited for, always is prepared.
+            power = _powers(gradients)[first.device, first.dtype]
+            norm = _unit_norms(gradients)
         # The smallest positive number instead of 0 turns 0 / 0 into 0, and a positive limit over it into "no clipping".
-        scale = (limit / norm.clamp(min=torch.finfo(norm.dtype).tiny)).clamp_(max=1)
+        scale = limit / norm.clamp(min=torch.finfo(norm.dtype).tiny)
+        if power is None:
+            scale.clamp_(max=1)
+        else:
+            # Over an infinite norm, the quotient would silently be 0.
+            scale = scale.clamp_(max=1 / power).masked_fill_(norm == torch.inf, torch.nan)
+            limit = limit * power
         torch._foreach_mul_(gradients, _broadcast(scale, gradients))
         if count:
             measured[norm.device].append((norm.view(-1), limit.view(-1)))
@@ -145,6 +161,34 @@ def _unit_norms(tensors: list[Tensor]) -> Tensor:
         return torch.cat(tensors).to(dtype).abs()
     dims = tuple(range(1, first.dim()))
     return torch.cat([torch.linalg.vector_norm(t, dim=dims, keepdim=True, dtype=dtype) for t in tensors])
+
+
+def _is_at_hand(tensor: Tensor) -> bool:
+    """Whether numbers can be read without waiting for a device."""
+    return tensor.device.type == "cpu"
+
+
+def _powers(gradients: list[Tensor]) -> dict[tuple[torch.device, torch.dtype], Tensor]:
+    """Multiplies gradients in place where squares of finite numbers would overflow, see `SAFE`.
+
+    Returns:
+        For each device and dtype the power of two, of shape (); 1 where nothing had to be done.
+    """
+    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
+    for gradient in gradients:
+        groups[gradient.device, gradient.dtype].append(gradient)
+    powers = {}
+    for (device, dtype), group in groups.items():
+        wide = torch.promote_types(dtype, torch.float32)
+        safe, smaller = SAFE[wide]
+        numbers = [gradient for gradient in group if gradient.numel()]
+        largest = torch.stack(torch._foreach_norm(numbers, torch.inf, wide)).nan_to_num(0, 0) if numbers else None
+        power = torch.ones((), dtype=wide, device=device)
+        if largest is not None and dtype != torch.float16:
+            power = torch.where(largest.amax() > safe, smaller, power)
+            torch._foreach_mul_(numbers, power.to(dtype))
+        powers[device, dtype] = power
+    return powers
 
 
 def _broadcast(scale: Tensor, gradients: list[Tensor]) -> list[Tensor]:
