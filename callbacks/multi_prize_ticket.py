@@ -147,8 +147,8 @@ class MultiPrizeTicket(Callback):
         density = 1 - sum(zeros[name] for name in layers) / weights
         pl_module.log("ticket/density", density, on_step=False, on_epoch=True, sync_dist=True)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the ticket file."""
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the ticket file, also of a training that had ended before it was resumed and had not written it."""
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
         directory = self._directory or Path(trainer.default_root_dir)

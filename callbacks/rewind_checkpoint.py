@@ -61,6 +61,9 @@ def _before_the_batch(checkpoint: dict[str, Any], trainer: Trainer) -> None:
     for counts in (progress["total"], progress["current"]):
         counts.update(dict.fromkeys(("ready", "started", "processed"), counts["completed"]))
     progress["is_last_batch"] = False
+    # What the epoch has logged before is about the run that goes on, too.
+    for name in ("metrics", "random", "rows"):
+        loops["epoch_loop.state_dict"].pop(name, None)
     # Restored by the data module, which knows that a batch that was handed out has not been used.
     loops["state_dict"].pop("combined_loader", None)
     done = progress["total" if trainer.check_val_every_n_epoch is None else "current"]["completed"]

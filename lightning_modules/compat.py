@@ -60,12 +60,30 @@ class KeepingWriter(ExperimentWriter):
 
     def start_with(self, rows: list[dict[str, str]]) -> None:
         """Writes the rows of an earlier run, in place of a file that is there."""
+        self.rows = len(rows)
         path = Path(self.metrics_file_path)
         if not rows:
             path.unlink(missing_ok=True)
             return
         self.metrics_keys = sorted(rows[0])
-        with whole_file(path) as unfinished, unfinished.open("w", newline="") as file:
+        self._write(rows)
+
+    rows = 0
+    """How many rows the file has."""
+
+    def save(self) -> None:
+        """Writes what has been logged since the last time."""
+        self.rows += len(self.metrics)
+        super().save()
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        # The parent empties the file first, and a process that ends then has lost all rows.
+        with Path(self.metrics_file_path).open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        self._write(rows)
+
+    def _write(self, rows: list[dict[str, str]]) -> None:
+        with whole_file(self.metrics_file_path) as unfinished, unfinished.open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
             writer.writeheader()
             writer.writerows(rows)

@@ -47,6 +47,7 @@ from bnfree.lightning_modules.training.config.explanations import (
 from bnfree.lightning_modules.training.config.parser import ALWAYS_ON, CommandParser, ParseFailure, add_arguments
 from bnfree.lightning_modules.training.config.sources import complete_arguments, config_files, is_local
 from bnfree.lightning_modules.training.default_callbacks import SavedConfig, default_callbacks
+from bnfree.lightning_modules.training.exact_loops import make_resumable
 from bnfree.lightning_modules.training.hyperparameters import Hyperparameters, flat_hyperparameters
 from bnfree.lightning_modules.training.loading import checkpoint_to_load
 from bnfree.lightning_modules.training.loggers import (
@@ -237,8 +238,7 @@ class TrainingCLI(SteppedCLI):
         if self.subcommand == "fit" and self.run_directory is not None:
             options["callbacks"].append(SavedConfig(self.text, self.run_directory.absolute()))
             if options.get("logger") is not False and not options.get("barebones"):
-                step = self.checkpoint.get("global_step", 0)
-                own = default_loggers(self.run_directory.absolute(), self.checkpoint_path, step)
+                own = default_loggers(self.run_directory.absolute(), self.checkpoint_path, self.checkpoint)
                 options["logger"] = all_loggers(options.get("logger"), own)
                 values = {**flat_hyperparameters(yaml.safe_load(self.text)), "run_dir": str(self.run_directory)}
                 options["callbacks"].append(Hyperparameters(values))
@@ -261,6 +261,7 @@ class TrainingCLI(SteppedCLI):
             raise InputError(explain_trainer_error(error)) from error
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        make_resumable(trainer)
         return trainer
 
     def _tests_after_fit(self) -> bool:

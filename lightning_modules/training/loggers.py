@@ -107,21 +107,24 @@ def finish_wandb_runs(loggers: Iterable[Logger], before: Any) -> None:
             run.finish()
 
 
-def default_loggers(directory: Path, resumed_from: str | None, first_step: int) -> list[Logger]:
+def default_loggers(directory: Path, resumed_from: str | None, checkpoint: dict[str, Any]) -> list[Logger]:
     """TensorBoard and CSV, both straight into the run directory.
 
     Args:
         directory: the run directory.
         resumed_from: checkpoint that the run goes on from, if any; the rows of its run come first in `metrics.csv`.
-        first_step: global step of that checkpoint.
+        checkpoint: what it holds.
     """
     earlier_run = run_directory_of(resumed_from) if resumed_from is not None else None
     earlier = earlier_run / METRICS if earlier_run is not None else None
+    first_step = checkpoint.get("global_step", 0)
+    loops = checkpoint.get("loops", {}).get("fit_loop", {})
+    rows = loops.get("epoch_loop.state_dict", {}).get("rows")
     # A resumed run hides what TensorBoard has from beyond the checkpoint.
     purge: dict[str, Any] = {"purge_step": first_step} if first_step else {}
     return [
         TensorBoardLogger(directory, name="", version="", default_hp_metric=False, **purge),
-        ContinuedCSVLogger(directory, earlier, first_step),
+        ContinuedCSVLogger(directory, earlier, first_step, rows),
     ]
 
 
@@ -134,11 +137,19 @@ class ContinuedCSVLogger(CSVLogger):
         directory: where `metrics.csv` goes.
         earlier: `metrics.csv` of the resumed run, possibly the same file; its rows are kept.
         first_step: rows of `earlier` from this step on are left out: the resumed run writes them again.
+        first_row: likewise, rows from this one on; None: the checkpoint does not say.
     """
 
-    def __init__(self, directory: Path, earlier: Path | None = None, first_step: int = 0) -> None:
+    def __init__(
+        self, directory: Path, earlier: Path | None = None, first_step: int = 0, first_row: int | None = None
+    ) -> None:
         super().__init__(directory, name="", version="")
-        self._earlier, self._first_step = earlier, first_step
+        self._earlier, self._first_step, self._first_row = earlier, first_step, first_row
+
+    @property
+    def rows(self) -> int:
+        """How many rows the file has; 0 in all processes but the first, which have no file."""
+        return cast(int, getattr(self.experiment, "rows", 0))
 
     @property
     @rank_zero_experiment
@@ -156,6 +167,10 @@ class ContinuedCSVLogger(CSVLogger):
     def _earlier_rows(self) -> list[dict[str, str]]:
         if self._earlier is None or not self._earlier.is_file():
             return []
-        with self._earlier.open(newline="") as file:
-            rows = list(csv.DictReader(file))
+        lines = self._earlier.read_text().splitlines(keepends=True)
+        # What a killed process has written last may have no end.
+        rows = list(csv.DictReader(line for line in lines if line.endswith("\n")))
+        rows = rows[: self._first_row]
+        if self._first_row is not None:
+            return rows
         return [row for row in rows if not (row.get("step") or "").isdigit() or int(row["step"]) < self._first_step]
