@@ -43,9 +43,10 @@ def metrics_so_far(trainer: Trainer) -> dict[str, Any]:
         if isinstance(metric, Metric) and metric._update_count
     }
     connector: Any = trainer._logger_connector
-    known = {
-        name: value.detach().cpu() for name, value in connector._callback_metrics.items() if torch.is_tensor(value)
-    }
+    # Within an epoch, those of the last batch may not have been taken over.
+    within = connector._first_loop_iter is not None
+    values = connector.callback_metrics if within else connector._callback_metrics
+    known = {name: value.detach().cpu().clone() for name, value in values.items() if torch.is_tensor(value)}
     return {"processes": gather(trainer, {"results": results, "modules": modules}), "known": known}
 
 
