@@ -111,7 +111,8 @@ class ExactEpochLoop(_TrainingEpochLoop):
             logger.save()
         state = super().on_save_checkpoint()
         state["settled"] = self.between_batches and not self._should_accumulate()
-        state["rows"] = next((logger.rows for logger in self.trainer.loggers if hasattr(logger, "rows")), None)
+        rows = [getattr(logger, "rows", None) for logger in self.trainer.loggers]
+        state["rows"] = next((number for number in rows if isinstance(number, int)), None)
         # Lightning writes it and does not read it.
         state["current_scores"] = {callback.state_key: callback.current_score for callback in self.saves.callbacks()}
         batches: Any = self.batch_progress.current
