@@ -1,7 +1,7 @@
 """The base of all data modules: splits, loaders, and what happens to a batch on its device."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -146,6 +146,19 @@ class ImageDataModule(LightningDataModule, AugmentationVariants):
 
     def _no_test_message(self) -> str:
         return "There are no test images."
+
+    @classmethod
+    def preparation(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """How image files become images of this data, which need not be there.
+
+        Args:
+            arguments: of the constructor.
+
+        Returns:
+            `mean`, `std`, `image_shape` and `resize`, the pixels of the shorter side before the centre is cropped; what
+            is not known is left out.
+        """
+        return {name: getattr(cls, name) for name in ("mean", "std", "image_shape") if hasattr(cls, name)}
 
     @property
     def has_test_images(self) -> bool:

@@ -1,5 +1,6 @@
 """scikit-learn's handwritten digits."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -58,6 +59,12 @@ class DigitsDataModule(ImageDataModule):
         self.data_dir = data_dir
         self.image_shape = (1, check_int("image_size", image_size, 8), image_size)
         self.padding = image_size // 8
+
+    @classmethod
+    def preparation(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """How image files become images of this data."""
+        size = arguments.get("image_size", 16)
+        return {**super().preparation(arguments), "image_shape": (1, size, size)}
 
     def load(self, part: Literal["train", "val", "test"]) -> ImageSource | None:
         """The training or the test images; validation has none of its own."""

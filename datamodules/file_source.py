@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from bnfree.datamodules.augmentation import pca_lighting
 from bnfree.datamodules.batches import RawBatch
-from bnfree.datamodules.decoding import DECODING
 from bnfree.datamodules.image_files import fit_image, read_image
 from bnfree.datamodules.image_store import ImageStore
 from bnfree.datamodules.loader import BatchLoader
@@ -22,6 +21,7 @@ from bnfree.datamodules.randomness import augmentation_epoch, random_for
 from bnfree.datamodules.sampler import GlobalBatchSampler
 from bnfree.datamodules.sources import ImageSource
 from bnfree.errors import InputError
+from bnfree.images.decoding import DECODING
 
 
 def evaluation_resize(image_size: int) -> int:

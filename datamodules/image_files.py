@@ -6,13 +6,14 @@ from pathlib import Path
 from random import Random
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bnfree.datamodules.augmentation import random_resized_crop_box
-from bnfree.datamodules.decoding import decode_image
 from bnfree.datamodules.folder_scan import EXTENSIONS, FolderScan, is_folder, is_hidden
 from bnfree.errors import InputError
+from bnfree.images.decoding import decode_image
+from bnfree.images.resizing import central_square
+from bnfree.images.resizing import resize as resize_image
 
 
 def class_folders(folder: Path) -> list[str]:
@@ -104,35 +105,8 @@ def fit_image(
         left, top = round(left * width / full_width), round(top * height / full_height)
         right = max(left + 1, round(right * width / full_width))
         bottom = max(top + 1, round(bottom * height / full_height))
-        return _resize(image[:, top:bottom, left:right], size, size).contiguous()
-    image = resize_shorter_side(image, resize)
-    height, width = image.shape[1:]
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return image[:, top : top + size, left : left + size].contiguous()
-
-
-def resize_shorter_side(image: Tensor, resize: int, enlarge: bool = True) -> Tensor:
-    """Resize an image (3, H, W) of 8 bits so that its shorter side has `resize` pixels.
-
-    Args:
-        image: The image.
-        resize: Pixels of the shorter side.
-        enlarge: Also where it has less; false: leave such images as they are.
-
-    Returns:
-        Shape (3, H', W'), uint8.
-    """
-    height, width = image.shape[1:]
-    shorter = min(width, height)
-    if shorter == resize or (shorter < resize and not enlarge):
-        return image
-    width, height = (max(resize, int(side * resize / shorter)) for side in (width, height))
-    return _resize(image, height, width)
-
-
-def _resize(image: Tensor, height: int, width: int) -> Tensor:
-    """Pillow's antialiased bilinear filter; on 8-bit images within one grey level of Pillow, and faster."""
-    return F.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
+        return resize_image(image[:, top:bottom, left:right], size, size).contiguous()
+    return central_square(image, size, resize)
 
 
 def read_images(root: Path, paths: list[str], size: int, exif_orientation: bool = True) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -126,6 +127,17 @@ class ImageFolderDataModule(ImageDataModule):
         self.image_shape = (3, size, size)
         check_split("test_split", test_split)
         self.test_split = 0 if self._has_folder("test") else test_split
+
+    @classmethod
+    def preparation(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """How image files become images of this data, which need not be there."""
+        mean, std = STATISTICS[arguments.get("normalization", "imagenet")]
+        found = {"mean": mean, "std": std}
+        size = arguments.get("image_size", 224)
+        if size is None:
+            return found
+        resize = size if arguments.get("in_memory") else evaluation_resize(size)
+        return {**found, "image_shape": (3, size, size), "resize": resize}
 
     @property
     def evaluation_resize(self) -> int:

@@ -20,10 +20,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bnfree.datamodules.decoding import DECODING, decode_image, decode_jpeg_bytes
-from bnfree.datamodules.image_files import resize_shorter_side
 from bnfree.errors import InputError
 from bnfree.files import whole_file
+from bnfree.images.decoding import DECODING, decode_image, decode_jpeg_bytes
+from bnfree.images.resizing import resize_shorter_side
 
 try:
     import fcntl

@@ -2,19 +2,22 @@
 
 packed = pack(network, info=NetworkInfo(mean=..., std=..., class_names=...))
 packed.save("network.safetensors")
-logits = load("network.safetensors")(images)
+network = load("network.safetensors")
+logits, guesses = network(images), network.predict("cat.jpg", top=3)
 """
 
 from bnfree.packing.comparison import Comparison, compare
 from bnfree.packing.file_format import is_packed
 from bnfree.packing.info import NetworkInfo
 from bnfree.packing.packed_network import PackedNetwork, load, pack
+from bnfree.packing.preprocessing import Prediction
 from bnfree.packing.zoo import pretrained_names, pretrained_path
 
 __all__ = [
     "Comparison",
     "NetworkInfo",
     "PackedNetwork",
+    "Prediction",
     "compare",
     "is_packed",
     "load",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 from collections.abc import Callable
 
@@ -22,7 +23,7 @@ def save_onnx(layers: PackedLayers, info: NetworkInfo, path: str | os.PathLike[s
 
     Args:
         layers: constants and bits; for which N, H and W, `export_program` says.
-        info: goes into the metadata, an entry `bnfree.NAME` for each field.
+        info: goes into the metadata, an entry `bnfree.NAME` in JSON for each field.
         path: file to write, customarily `*.onnx`.
     """
     program = export_program(layers, info)
@@ -32,7 +33,7 @@ def save_onnx(layers: PackedLayers, info: NetworkInfo, path: str | os.PathLike[s
     if exported is None:
         raise RuntimeError("torch.onnx.export has returned nothing.")
     model = exported.model_proto
-    onnx.helper.set_model_props(model, {f"bnfree.{name}": str(value) for name, value in info.to_dict().items()})
+    onnx.helper.set_model_props(model, {f"bnfree.{name}": json.dumps(value) for name, value in info.to_dict().items()})
     onnx.checker.check_model(model)
     onnx.save(model, os.fspath(path))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +18,13 @@ from bnfree.packing.engines import (
 )
 from bnfree.packing.file_format import read, write
 from bnfree.packing.file_layout import MaskForm
-from bnfree.packing.folding import fold
 from bnfree.packing.info import NetworkInfo
 from bnfree.packing.layers import PackedLayers
+from bnfree.packing.preprocessing import Picture, Prediction, check_readable, is_picture, most_probable, prepare
 from bnfree.packing.real_weights import RealPrecision
+
+# Pictures in memory at a time.
+BATCH = 64
 
 
 class PackedNetwork:
@@ -87,6 +92,54 @@ class PackedNetwork:
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             return self._run(images if of_pixels else images.float())
 
+    def preprocess(self, pictures: Picture | Sequence[Picture]) -> Tensor:
+        """Pictures as the network takes them: upright, the shorter side resized, the centre cropped.
+
+        Args:
+            pictures: one or a list: files, images of Pillow, numpy arrays (H, W) or (H, W, 3) or tensors (3, H, W) of
+                8 bits.
+
+        Returns:
+            8-bit images (N, C, H, W), N = 1 for one.
+
+        Raises:
+            InputError: a network whose `info` does not say its mean, std and image_shape, or a picture that cannot be
+                read.
+        """
+        check_readable(self.info, "the network")
+        given: list[Picture] = [pictures] if is_picture(pictures) else list(pictures)  # type: ignore[arg-type, list-item]
+        return prepare(given, self.info)
+
+    @overload
+    def predict(self, pictures: list[Picture], top: int = 5) -> list[list[Prediction]]: ...
+    @overload
+    def predict(self, pictures: Picture, top: int = 5) -> list[Prediction]: ...
+    def predict(self, pictures: Any, top: int = 5) -> list[Prediction] | list[list[Prediction]]:
+        """The classes that are most probable, the first one first.
+
+        Args:
+            pictures: one or a list, as in `preprocess`.
+            top: how many classes; all, where there are fewer.
+
+        Returns:
+            Label, probability and number of each class; for a list of pictures a list for each.
+
+        Raises:
+            InputError: as in `preprocess`, or `top` below 1.
+
+        Example:
+            >>> from bnfree.packing import pretrained_path
+            >>> network = load(pretrained_path("cifar10"), engine="torch")
+            >>> [guess.label for guess in network.predict(torch.zeros(3, 40, 50, dtype=torch.uint8), top=2)]
+            ['cat', 'deer']
+        """
+        found: list[list[Prediction]] = []
+        given = [pictures] if is_picture(pictures) else list(pictures)
+        for start in range(0, len(given), BATCH):
+            logits = self(self.preprocess(given[start : start + BATCH]))
+            found += most_probable(logits, top, self.info.class_names)
+        return found[0] if is_picture(pictures) else found
+
     def save(self, path: str | os.PathLike[str], masks: MaskForm = "planes") -> None:
         """Writes the network into one file, see `bnfree.packing.file_format`; `load` reads it.
 
@@ -141,6 +194,9 @@ def pack(
         >>> torch.allclose(packed(images), network(images), atol=1e-4)
         True
     """
+    # Its networks take their time to import, which no file needs.
+    from bnfree.packing.folding import fold
+
     return PackedNetwork(fold(model, classifier_precision, convolution_precision), info, engine)
 
 

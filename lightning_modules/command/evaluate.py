@@ -4,22 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bnfree.lightning_modules.command.packed import names_packed_network, run_predict, run_test
-
-HELP = {
-    "test": """Of a packed network:
-
-  bnfree test network.safetensors --config RUN/config.yaml [--engine NAME] [--threads N]
-
-Of a checkpoint:
-""",
-    "predict": """With a packed network, on image files (more: bnfree predict FILE --help):
-
-  bnfree predict [--model] FILE|NAME IMAGE... [--output predictions.csv]
-
-With a checkpoint, on the test images of its data:
-""",
-}
+from bnfree.lightning_modules.command.help import ALL, asks_for_help, print_help
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -32,12 +17,21 @@ def run(arguments: Sequence[str]) -> None:
         InputError: a mistake in what the user gave.
     """
     subcommand, options = arguments[0], arguments[1:]
-    if subcommand in HELP and names_packed_network(options):
-        (run_test if subcommand == "test" else run_predict)(arguments)
+    # `predict IMAGE --help` has a help of its own, and a word that follows --help is a class.
+    if asks_for_help(options) and (not options or options[0].startswith("-") or subcommand == "validate"):
+        print_help(subcommand, options)
+        return
+    from bnfree.lightning_modules.command.packed import names_packed_network, run_test
+    from bnfree.lightning_modules.command.predict import names_images, run_predict
+
+    if subcommand == "predict" and names_images(options):
+        run_predict(arguments)
+        return
+    if subcommand == "test" and names_packed_network(options):
+        run_test(arguments)
         return
     from bnfree.lightning_modules.training.evaluate import evaluate
     from bnfree.lightning_modules.training.settings import EvaluateSettings
 
-    if subcommand in HELP and {"-h", "--help"} & set(options):
-        print(HELP[subcommand])
-    evaluate(EvaluateSettings(arguments=tuple(options), part=subcommand))
+    words = tuple("--help" if option == ALL else option for option in options)
+    evaluate(EvaluateSettings(arguments=words, part=subcommand))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bnfree.lightning_modules.training.fit import fit
-from bnfree.lightning_modules.training.settings import FitSettings
+from bnfree.lightning_modules.command.help import ALL, asks_for_help, print_help
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -17,4 +16,12 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         InputError: a mistake in what the user gave.
     """
-    fit(FitSettings(arguments=tuple(arguments[1:])))
+    options = tuple(arguments[1:])
+    if asks_for_help(options):
+        print_help("fit", options)
+        return
+    # The help is there without torch.
+    from bnfree.lightning_modules.training.fit import fit
+    from bnfree.lightning_modules.training.settings import FitSettings
+
+    fit(FitSettings(arguments=tuple("--help" if option == ALL else option for option in options)))

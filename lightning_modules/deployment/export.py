@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -18,8 +16,8 @@ from torch import Tensor
 from bnfree.datamodules.base import ImageDataModule
 from bnfree.errors import InputError
 from bnfree.lightning_modules.deployment.check import Check, check
-from bnfree.lightning_modules.deployment.image_batches import check_readable, find_images, read_batches
-from bnfree.lightning_modules.training.class_names import KEY, OPTION, check_class_names, names_in_file
+from bnfree.lightning_modules.deployment.image_batches import find_images, read_batches
+from bnfree.lightning_modules.deployment.network_info import network_info
 from bnfree.lightning_modules.training.config.parser import build_data
 from bnfree.lightning_modules.training.network import (
     build_network,
@@ -27,11 +25,11 @@ from bnfree.lightning_modules.training.network import (
     load_weights,
     read_description,
 )
-from bnfree.lightning_modules.training.run_directory import METRICS, run_directory_of
 from bnfree.packing import NetworkInfo, PackedNetwork, pack
 from bnfree.packing.engines import EngineName, choose_engine
 from bnfree.packing.file_layout import MaskForm
 from bnfree.packing.formats import ExportFormat, export_format
+from bnfree.packing.preprocessing import check_readable
 from bnfree.packing.real_weights import RealPrecision
 
 NO_CHECKPOINT = "the checkpoint is not given; name it: bnfree export RUN/checkpoints/best.ckpt."
@@ -127,7 +125,7 @@ def export(settings: ExportSettings) -> ExportResult:
     packed = pack(network, *precisions, engine=engine)
     data, why = _open_data(config)
     given_shape = image_shape(config, network) if config.image_shape is not None else None
-    info = _network_info(data, config, packed.num_classes, given_shape)
+    info = network_info(data, config, packed.num_classes, given_shape)
     batches, checked_on = _batches(settings, data, why, info) if settings.check else (iter(()), "")
     packed = PackedNetwork(packed.layers, info, engine)
 
@@ -248,66 +246,3 @@ def _open_data(config: Namespace) -> tuple[LightningDataModule | None, str]:
     except InputError as error:
         return None, str(error).rstrip(".")
     return data, ""
-
-
-def _network_info(
-    data: LightningDataModule | None, config: Namespace, num_classes: int, shape: tuple[int, ...] | None
-) -> NetworkInfo:
-    """What the data module, or else its class, and the checkpoint and its run say; a shape that the user gives wins.
-
-    Raises:
-        InputError: data with other class names than the checkpoint was trained on.
-    """
-    source: Any = data
-    if data is None and config.get("data") is not None:
-        module, _, name = config.data.class_path.rpartition(".")
-        source = getattr(importlib.import_module(module), name)
-    path, names = config.ckpt_path, getattr(source, KEY, None)
-    trained = names_in_file(path)
-    if data is not None:
-        allowed = bool(config.get(OPTION))
-        check_class_names(trained, names, f"ckpt_path={path!r}", f"data={type(data).__name__}", allowed)
-    names = names or trained
-    resize = getattr(source, "evaluation_resize", None)
-    return NetworkInfo(
-        mean=_of_sequence(getattr(source, "mean", None), float),
-        std=_of_sequence(getattr(source, "std", None), float),
-        image_shape=shape or _of_sequence(getattr(source, "image_shape", None), int),  # type: ignore[arg-type]
-        resize=resize if isinstance(resize, int) and shape is None else None,
-        class_names=_of_sequence(names, str) if isinstance(names, list | tuple) and len(names) == num_classes else None,
-        exif_orientation=_exif_orientation(data, config),
-        source_run=_source_run(path),
-        accuracy=_tested_accuracy(path),
-    )
-
-
-def _exif_orientation(data: LightningDataModule | None, config: Namespace) -> bool | None:
-    """False where the images of training were left lying; files say nothing of the usual."""
-    arguments = (config.get("data") or Namespace()).get("init_args") or Namespace()
-    obeyed = getattr(data, "exif_orientation", arguments.get("exif_orientation", True))
-    return False if obeyed is False else None
-
-
-def _of_sequence(value: Any, kind: type) -> tuple[Any, ...] | None:
-    return tuple(map(kind, value)) if isinstance(value, list | tuple) else None
-
-
-def _source_run(path: str) -> str:
-    """The end of a checkpoint's path: the part that names the run, and not the machine."""
-    place = Path(path).absolute()
-    directory = run_directory_of(path)
-    first = directory.parent.parent if directory is not None else place.parent
-    return place.relative_to(first).as_posix()
-
-
-def _tested_accuracy(path: str) -> float | None:
-    """What the run's own test after training gave, which is one of the best checkpoint."""
-    directory = run_directory_of(path)
-    if directory is None or Path(path).name != "best.ckpt" or not (directory / METRICS).is_file():
-        return None
-    try:
-        with (directory / METRICS).open(newline="", encoding="utf-8") as file:
-            values = [float(row["test/acc"]) for row in csv.DictReader(file) if row.get("test/acc")]
-    except (OSError, ValueError, csv.Error):
-        return None
-    return values[-1] if values else None

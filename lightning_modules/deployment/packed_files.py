@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +13,6 @@ from torch.nn import functional as F
 
 from bnfree.datamodules.batches import RawBatch
 from bnfree.errors import InputError
-from bnfree.lightning_modules.deployment.image_batches import check_readable, find_images, read_batches
 from bnfree.lightning_modules.training.class_names import KEY, check_class_names
 from bnfree.lightning_modules.training.messages import say
 from bnfree.packing import NetworkInfo, PackedNetwork, is_packed, load, pretrained_path
@@ -46,10 +43,7 @@ def open_packed(given: str | Path, engine: EngineName = "auto", threads: int | N
     Raises:
         InputError: no such network, a damaged file, or an engine that is not there.
     """
-    if threads is not None:
-        if threads < 1:
-            raise InputError(f"threads={threads} must be at least 1.")
-        torch.set_num_threads(threads)
+    use_threads(threads)
     path = packed_path(given)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -57,6 +51,19 @@ def open_packed(given: str | Path, engine: EngineName = "auto", threads: int | N
     for warning in caught:
         print(f"bnfree: note: {warning.message}", file=sys.stderr)
     return network
+
+
+def use_threads(threads: int | None) -> None:
+    """Lets torch, and the engines with it, use so many threads; None: as it has chosen.
+
+    Raises:
+        InputError: a number below 1.
+    """
+    if threads is None:
+        return
+    if threads < 1:
+        raise InputError(f"threads={threads} must be at least 1.")
+    torch.set_num_threads(threads)
 
 
 def packed_path(given: str | Path) -> Path:
@@ -131,43 +138,3 @@ def _check_fits(network: PackedNetwork, data: LightningDataModule) -> None:
         trained, here = getattr(network.info, key), getattr(data, key, None)
         if trained is not None and here is not None and not all(map(math.isclose, trained, here)):
             say(f"{name} normalises with {key} {tuple(here)}, but the network was trained with {trained}.")
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a network says about an image."""
-
-    image: Path
-    """Its file."""
-    label: str
-    """Name of the most probable class, or its number where classes have no names."""
-    probability: float
-    """Of that class, from 0 to 1."""
-
-
-def predict_files(
-    network: PackedNetwork,
-    images: Sequence[str | Path],
-    exif_orientation: bool | None = None,
-    given: str = "the network",
-) -> list[Prediction]:
-    """Classes of image files, prepared as the network's file says.
-
-    Args:
-        network: the network, whose `info` says how images are prepared.
-        images: image files, and folders of them.
-        exif_orientation: turn images as their EXIF data ask for; None: as the network's file says.
-        given: what messages call the network.
-
-    Raises:
-        InputError: a network that does not say how, a path that does not exist, or a file that cannot be decoded.
-    """
-    check_readable(network.info, given)
-    info = network.info if exif_orientation is None else replace(network.info, exif_orientation=exif_orientation)
-    paths, classes = find_images([str(image) for image in images]), info.class_names
-    found: list[Prediction] = []
-    for batch in read_batches(paths, info):
-        for probability, label in zip(*(v.tolist() for v in network(batch).softmax(1).max(1)), strict=True):
-            name = str(label) if classes is None else classes[label]
-            found.append(Prediction(paths[len(found)], name, probability))
-    return found

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bnfree.datamodules.decoding import decode_image
 from bnfree.errors import InputError
+from bnfree.images.decoding import decode_image
 
 SIDE = 40
 COLOURS = np.random.default_rng(0).integers(0, 256, (SIDE // 4, SIDE // 4, 3), np.uint8)

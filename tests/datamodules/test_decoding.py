@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-import bnfree.datamodules.decoding as decoding
-from bnfree.datamodules.decoding import decode_image
+import bnfree.images.decoding as decoding
 from bnfree.errors import InputError
+from bnfree.images.decoding import decode_image
 
 
 @pytest.fixture(params=["torchcodec", "pillow"])

@@ -12,8 +12,8 @@ from small_data import write_image
 from torchvision import transforms
 
 from bnfree.datamodules import ImageFolderDataModule, ImageNetDataModule, image_store
-from bnfree.datamodules.decoding import decode_image
 from bnfree.errors import InputError
+from bnfree.images.decoding import decode_image
 
 
 def module(folder, **options):

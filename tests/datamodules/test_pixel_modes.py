@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from bnfree.datamodules import ImageFolderDataModule
-from bnfree.datamodules.decoding import decode_image
 from bnfree.errors import InputError
+from bnfree.images.decoding import decode_image
 
 HEIGHT, WIDTH = 24, 40
 # All of 0..65535 in even steps, with both ends.

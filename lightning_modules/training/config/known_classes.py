@@ -19,8 +19,10 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from bnfree.errors import InputError
 from bnfree.lightning_modules.modules.teacher import Teacher
 from bnfree.names import did_you_mean
+from bnfree.plugins import imported
 
 KINDS: dict[str, type] = {
     "model": LightningModule,
@@ -104,3 +106,27 @@ def options_of(class_path: str) -> list[str]:
     skip = {"params"} if issubclass(owner, Optimizer) else {"optimizer"} if issubclass(owner, LRScheduler) else None
     names = LightningArgumentParser(exit_on_error=False).add_class_arguments(owner, fail_untyped=False, skip=skip)
     return [str(name) for name in names]
+
+
+def class_named(name: str, key: str = "") -> type:
+    """A class by its short name or dotted path.
+
+    Args:
+        name: the name.
+        key: dotted name of the option that takes it, which decides between classes of the same name; empty: any.
+
+    Raises:
+        InputError: there is none, or it is no class.
+    """
+    if "." in name:
+        found: object = imported(name, "help")
+        if not inspect.isclass(found):
+            raise InputError(f"help={name!r} is no class; give the name or the dotted path of one.")
+        return found
+    kind = next((KINDS[part] for part in reversed(key.split(".")) if part in KINDS), None)
+    kinds = [kind] if kind is not None else list(KINDS.values())
+    known = {c.__name__: c for k in kinds for c in (k, *_subclasses(k)) if _offered(c)}
+    if name not in known:
+        remedy = did_you_mean(name, known) or "give the dotted path of a class."
+        raise InputError(f"help={name!r} names no known class; {remedy}")
+    return known[name]

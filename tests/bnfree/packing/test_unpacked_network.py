@@ -69,4 +69,4 @@ def test_a_saved_onnx_model_takes_images_like_those_of_training(tmp_path, capsys
         assert capsys.readouterr().out == ""
         check_program(layers, shapes, load_onnx(path))
         metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-        assert metadata["bnfree.class_names"] == "('a', 'b', 'c', 'd')"
+        assert json.loads(metadata["bnfree.class_names"]) == ["a", "b", "c", "d"]

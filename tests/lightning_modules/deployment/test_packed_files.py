@@ -152,6 +152,8 @@ def test_without_numba_it_works_and_says_once_how_to_be_fast(bnfree, packed, pro
     ("arguments", "said"),
     [
         (["network.safetensors"], "images are not given"),
+        (["network.safetensors", "images/*.jpg"], r"image 'images/\*.jpg' matches no file"),
+        (["network.safetensors", "images", "--top=0"], "top=0 must be at least 1"),
         (["network.safetensors", "nowhere.png"], "image 'nowhere.png' does not exist"),
         (["network.safetensors", "empty"], "'empty' has no image in it"),
         (["network.safetensors", "text.png"], "text.png cannot be decoded as an image"),
@@ -163,7 +165,7 @@ def test_without_numba_it_works_and_says_once_how_to_be_fast(bnfree, packed, pro
         (["network.safetensors", "images", "--threads=0"], "threads=0 must be at least 1"),
         (["network.safetensors", "images", "--threads=x"], "--threads: invalid int value"),
         (["network.safetensors", "images", "--output=x.txt"], "output='x.txt' must be a CSV file"),
-        (["network.safetensors", "images", "--top=3"], "option '--top=3' is not expected here"),
+        (["network.safetensors", "images", "--tops=3"], "option '--tops=3' is not expected here"),
     ],
 )
 def test_mistakes_are_one_sentence(complaint, packed, project, arguments, said):
@@ -243,6 +245,6 @@ def test_help_tells_of_both(bnfree):
     for subcommand in ("predict", "test"):
         code, out, _ = bnfree(subcommand, "--help")
         assert code == 0
-        assert "--ckpt_path" in out
-        assert f"bnfree {subcommand} " in out.partition("usage: bnfree [options]")[0]
+        assert f"bnfree {subcommand} --ckpt_path CKPT" in out
+        assert "FILE|NAME" in out
     assert "IMAGE" in bnfree("predict", "x", "--help")[1]

@@ -21,9 +21,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bnfree.datamodules.jpeg_header import read_jpeg_header
-from bnfree.datamodules.pixel_modes import rgb_pixels
 from bnfree.errors import InputError
+from bnfree.images.jpeg_header import read_jpeg_header
+from bnfree.images.pixel_modes import rgb_pixels
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -129,17 +129,32 @@ def _decode_with_pillow(path: str | os.PathLike[str], exif_orientation: bool = T
 
     try:
         with Image.open(path) as file:
-            file.load()
-            # Known only now: PNG has its EXIF data behind the pixels, and Pillow turns TIFF images itself.
-            orientation = _orientation(file) if exif_orientation else 1
-            pixels = rgb_pixels(file)
+            return decode_picture(file, exif_orientation)
     except InputError as error:
         raise InputError(f"{path} {error}, or remove it.") from None
     # Damaged bytes make the decoders of thirty formats raise nearly anything.
     except Exception as error:
         reason = next(iter(str(error).splitlines()), "").rstrip(".") or type(error).__name__
         raise InputError(f"{path} cannot be decoded as an image ({reason}): replace or remove it.") from error
-    return upright(torch.from_numpy(pixels).permute(2, 0, 1), orientation)
+
+
+def decode_picture(image: Image, exif_orientation: bool = True) -> Tensor:
+    """An image of Pillow as RGB, as `decode_image` gives that of a file.
+
+    Args:
+        image: The image; loaded if it is not yet.
+        exif_orientation: As in `decode_image`.
+
+    Returns:
+        Shape (3, H, W), uint8, as a view of (H, W, 3).
+
+    Raises:
+        InputError: Pixels of a kind that nobody states the range of.
+    """
+    image.load()
+    # Known only now: PNG has its EXIF data behind the pixels, and Pillow turns TIFF images itself.
+    orientation = _orientation(image) if exif_orientation else 1
+    return upright(torch.from_numpy(rgb_pixels(image)).permute(2, 0, 1), orientation)
 
 
 def _orientation_of_bytes(data: NDArray[np.uint8]) -> int:
