@@ -16,8 +16,12 @@ from bnfree import checksums, trust
 from bnfree.errors import InputError
 from bnfree.files import whole_file
 from bnfree.import_names import class_paths_of_today
+from bnfree.lightning_modules.training.messages import say
+from bnfree.lightning_modules.training.run_directory import CHECKPOINTS
 from bnfree.names import did_you_mean
 from bnfree.tickets.ticket_file import CONFIG_KEYS
+
+LAST_GOOD = "last-good"
 
 
 def read_checkpoint(path: str, weights_only: bool = True) -> dict[str, Any]:
@@ -47,7 +51,7 @@ def read_checkpoint(path: str, weights_only: bool = True) -> dict[str, Any]:
             ) from error
         raise InputError(
             f"ckpt_path={path!r} cannot be read as a checkpoint: it is damaged or incomplete "
-            f"({type(error).__name__}); give another checkpoint."
+            f"({type(error).__name__}); {_other_than(file)}"
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise InputError(
@@ -55,6 +59,39 @@ def read_checkpoint(path: str, weights_only: bool = True) -> dict[str, Any]:
             "`bnfree fit` wrote, or start from its weights with --model.init_from."
         )
     return content
+
+
+def _other_than(file: Path) -> str:
+    run = file.parent.parent
+    if file.parent.name == CHECKPOINTS and any(other != file for other in file.parent.glob("*.ckpt")):
+        return f"give another checkpoint, or --run_dir={run} --ckpt_path={LAST_GOOD} for the newest one that is whole."
+    return "give another checkpoint."
+
+
+def newest_whole_checkpoint(directory: Path) -> Path:
+    """The checkpoint of a run with most steps among those that can be read and gone on from.
+
+    Args:
+        directory: the run directory; its damaged checkpoints are named in a line each.
+
+    Raises:
+        InputError: there is none.
+    """
+    steps: dict[Path, int] = {}
+    for file in sorted((directory / CHECKPOINTS).glob("*.ckpt")):
+        try:
+            content = read_checkpoint(str(file))
+            check_resumable(content, str(file))
+        except InputError as error:
+            say(f"Passed over: {error}")
+        else:
+            steps[file] = int(content.get("global_step", 0))
+    if not steps:
+        raise InputError(f"ckpt_path={LAST_GOOD!r}: {str(directory)!r} has no checkpoint that a run can go on from.")
+    # Of two with as many steps, the last one knows of the best.
+    newest = max(steps, key=lambda file: (steps[file], file.name == "last.ckpt"))
+    say(f"Going on from {newest}, step {steps[newest]}.")
+    return newest
 
 
 def remembered_config(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,9 @@ import yaml
 
 from bnfree.errors import InputError
 from bnfree.lightning_modules.training.checkpoints import (
+    LAST_GOOD,
     as_argument,
+    newest_whole_checkpoint,
     read_checkpoint,
     remembered_config,
 )
@@ -50,7 +52,7 @@ def config_files(arguments: Sequence[str]) -> list[Path]:
 
 
 def complete_arguments(arguments: Sequence[str]) -> list[str]:
-    """Names the files of configs and of `--ckpt_path best|last`, and adds the config a checkpoint was written with.
+    """Names the files of configs and of `--ckpt_path best|last|last-good`, and adds the config of a checkpoint.
 
     Where a model is given without a backbone, that of `--model.init_from` is added.
 
@@ -75,11 +77,12 @@ def complete_arguments(arguments: Sequence[str]) -> list[str]:
     if not given:
         return [subcommand, *_network_behind(options), *options]
     path = given[-1]
-    if path in ("best", "last"):
+    if path in ("best", "last", LAST_GOOD):
         run_dirs = values_of(options, "--run_dir")
         if not run_dirs:
             raise InputError(f"ckpt_path={path!r} is a checkpoint of a run; say of which with --run_dir=RUN.")
-        path = str(Path(run_dirs[-1]).expanduser() / CHECKPOINTS / f"{path}.ckpt")
+        run = Path(run_dirs[-1]).expanduser()
+        path = str(newest_whole_checkpoint(run) if path == LAST_GOOD else run / CHECKPOINTS / f"{path}.ckpt")
     # Last, since the config of a run holds `ckpt_path: null`, and a config that comes later would win.
     options += ["--ckpt_path", path]
     if not is_local(path) or _names_a_model(options):

@@ -136,6 +136,21 @@ def test_files_that_are_no_checkpoint(trained, project, complaint, name, said, a
     assert not (project / "runs").exists()
 
 
+def test_a_damaged_last_checkpoint_is_named_and_the_one_before_it_used_on_request(project, bnfree, complaint):
+    bnfree("fit", "--config", "toy.yaml", "--run_dir=run", "--trainer.max_epochs=3", "--model.optimizer.lr=0.0")
+    content = last(project / "run").read_bytes()
+    for damaged in (content[: len(content) // 2], b""):
+        last(project / "run").write_bytes(damaged)
+        said = complaint("fit", "--run_dir=run", "--ckpt_path=last")
+        assert "last.ckpt' cannot be read as a checkpoint: it is damaged or incomplete" in said
+        assert "--run_dir=run --ckpt_path=last-good" in said
+    _, out, _ = bnfree("fit", "--run_dir=run", "--ckpt_path=last-good")
+    assert "Passed over: ckpt_path='run/checkpoints/last.ckpt' cannot be read" in out
+    assert "Going on from run/checkpoints/best.ckpt, step 4." in out
+    assert torch.load(last(project / "run"), weights_only=True)["global_step"] == 12
+    assert [step for step, _ in rows(project / "run", "train/loss")] == [3, 7, 11]
+
+
 def test_weights_alone_cannot_be_resumed(trained, project, complaint):
     content = torch.load(last(trained), weights_only=True)
     del content["optimizer_states"]
