@@ -233,6 +233,34 @@ def _check_images(images: Tensor) -> None:
         raise InputError("images holds values that are not finite; calibration would spread them to every beta.")
 
 
+@torch.no_grad()
+def calibrate_stem(network: nn.Module, strength: float) -> bool:
+    """Divides the gain of the stem by how much stronger the images are than those that the network was trained on.
+
+    The network then does to images that are multiplied by `strength` what it did to them before, up to rounding: its
+    stem is linear and has no bias, and no constant behind it has to change.
+
+    Example:
+        >>> from bnfree.backbones import ReActNet18
+        >>> network, images = ReActNet18(num_classes=10, width=8), torch.randn(2, 3, 32, 32)
+        >>> before = network(images)
+        >>> calibrate_stem(network, 8.0), torch.allclose(network(8 * images), before)
+        (True, True)
+
+    Args:
+        network: with a stem as `bnfree.backbones.residual.Stem`.
+        strength: standard deviation of the new images / that of the old ones, greater than 0.
+
+    Returns:
+        Whether there is a stem with a gain; without one nothing is done.
+    """
+    gain = getattr(getattr(getattr(network, "stem", None), "convolution", None), "gain", None)
+    if not isinstance(gain, Tensor):
+        return False
+    gain.div_(strength)
+    return True
+
+
 def is_calibrated(network: nn.Module) -> bool:
     """Whether the constants of the residual units are no longer those of a fresh network.
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from bnfree.convolution import BinaryConv2d
+from bnfree.errors import InputError
 
 KEY = "meaning_of_weights"
 """Where a checkpoint keeps it."""
-CalibrateInitFrom = Literal["auto", "none", "gain", "full"]
+CalibrateInitFrom = Literal["auto", "none", "input", "gain", "full"]
 # Of normalised images: beyond that, most inputs of the first signs fall on another side than they were trained for.
 LARGEST_RATIO, LARGEST_SHIFT = 1.5, 0.5
 
@@ -34,6 +35,20 @@ class Inputs:
         """Those of images (N, C, H, W)."""
         std, mean = torch.std_mean(images.double(), dim=(0, 2, 3), correction=0)
         return cls((images.shape[2], images.shape[3]), tuple(mean.tolist()), tuple(std.tolist()))
+
+    @classmethod
+    def normalised(cls, channels: int) -> Inputs:
+        """Those of images that are normalised as the whole field does it, of unknown size."""
+        return cls((0, 0), (0.0,) * channels, (1.0,) * channels)
+
+    def strength(self, now: Inputs) -> float:
+        """How many times stronger other images are, over all channels."""
+        then = sum(std**2 for std in self.std)
+        return float(max(sum(std**2 for std in now.std) / max(then, 1e-12), 1e-12) ** 0.5)
+
+    def divided(self, strength: float) -> Inputs:
+        """What remains of these images when they are divided by a number."""
+        return Inputs(self.size, *(tuple(x / strength for x in values) for values in (self.mean, self.std)))
 
     def difference(self, now: Inputs) -> str | None:
         """What is different enough in other images to matter, in words; None for nothing."""
@@ -74,7 +89,7 @@ def meaning_of(network: nn.Module, inputs: Inputs | None) -> dict[str, Any]:
 
 
 def remembered_inputs(checkpoint: Mapping[str, Any]) -> Inputs | None:
-    """What images the weights of a checkpoint were trained on, as far as it says."""
+    """What images the weights of a checkpoint were trained on, if it says so itself."""
     kept = checkpoint.get(KEY)
     inputs = kept.get("inputs") if isinstance(kept, Mapping) else None
     if not isinstance(inputs, Mapping):
@@ -103,10 +118,20 @@ def remembered_binary_weights(checkpoint: Mapping[str, Any]) -> bool | None:
     return binary if isinstance(binary, bool) else None
 
 
-def choose(
-    asked: CalibrateInitFrom, origin: Origin, network: nn.Module, now: Inputs
-) -> tuple[Literal["none", "gain", "full"], str]:
-    """What to measure before weights that come from elsewhere are trained on, and why.
+@dataclass(frozen=True)
+class Choice:
+    """What to measure before weights that come from elsewhere are trained on."""
+
+    kind: Literal["none", "input", "gain", "full"] = "none"
+    """As the argument `calibrate_init_from` calls it."""
+    reason: str = ""
+    """In words that follow "since"."""
+    strength: float = 1.0
+    """Of the images, as a multiple of that of those that the weights were trained on."""
+
+
+def choose(asked: CalibrateInitFrom, origin: Origin, network: nn.Module, now: Inputs) -> Choice:
+    """What to measure.
 
     Args:
         asked: what the user wants.
@@ -114,15 +139,28 @@ def choose(
         network: the network that they are in.
         now: its images.
 
-    Returns:
-        The choice, and the reason in words that follow "since".
+    Raises:
+        InputError: `input`, and it is not known what the images were.
     """
-    binarised = has_binary_weights(network) and origin.binary_weights is not True
+    said = f"calibrate_init_from={asked}"
+    strength = 1.0 if origin.inputs is None else origin.inputs.strength(now)
     if asked == "full":
-        return "full", "calibrate_init_from=full"
+        return Choice("full", said)
     if asked == "gain":
-        return ("gain", "calibrate_init_from=gain") if binarised else ("none", "")
+        binarised = has_binary_weights(network) and origin.binary_weights is not True
+        return Choice("gain", said) if binarised else Choice()
+    if asked == "input":
+        if origin.inputs is None:
+            raise InputError(
+                "calibrate_init_from='input' needs an init_from that says how strong its images were, as checkpoints "
+                "of a BN-free network say; choose 'full' or 'none'."
+            )
+        return Choice("input", said, strength)
     if asked == "none" or origin.ticket or origin.inputs is None:
-        return "none", ""
+        return Choice()
     other = origin.inputs.difference(now)
-    return ("none", "") if other is None else ("full", other)
+    if other is None:
+        return Choice()
+    # One number for all channels is all that the gain of a stem can take up.
+    same_but_for_strength = origin.inputs.difference(now.divided(strength)) is None
+    return Choice("input", other, strength) if same_but_for_strength else Choice("full", other)

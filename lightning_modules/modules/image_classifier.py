@@ -17,7 +17,7 @@ from torch.optim import Adam
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from bnfree.calibration import calibrate, calibrate_gains, is_calibrated
+from bnfree.calibration import calibrate, calibrate_gains, calibrate_stem, is_calibrated
 from bnfree.errors import InputError
 from bnfree.lean.fast import check_available
 from bnfree.lightning_modules.modules.frozen import Freeze, evaluate_frozen, freeze_parameters
@@ -25,6 +25,7 @@ from bnfree.lightning_modules.modules.fused_optimizers import prefer_fused
 from bnfree.lightning_modules.modules.hand_over import (
     KEY,
     CalibrateInitFrom,
+    Choice,
     Inputs,
     Origin,
     choose,
@@ -52,6 +53,7 @@ from bnfree.lightning_modules.modules.parameter_groups import WeightDecayOn, par
 from bnfree.lightning_modules.modules.resumed_epoch import count_batches_of_resumed_epoch
 from bnfree.lightning_modules.modules.unsuitable_callbacks import refuse_unsuitable_callbacks
 from bnfree.losses import Loss, build_loss
+from bnfree.state_dicts import uncompiled
 
 
 class ImageClassifier(LightningModule):
@@ -86,10 +88,12 @@ class ImageClassifier(LightningModule):
             RPReLU, and the gains; `beta_and_shift`: beta and the shifts of RSign; `none`: nothing, the analytic beta.
         calibration_images: number of training images to calibrate on; all, where there are fewer.
         calibrate_init_from: what is measured anew before weights from `init_from` are trained on: `none`: nothing;
-            `gain`: the gains, where binary weights take the place of real ones (`calibrate_gains`); `full`: all that
-            `calibration: full` measures; `auto`: `full` where the images have another strength than those that the
-            checkpoint was trained on (a standard deviation by more than 1.5 times, or a mean by half of one), as far as
-            it says, and `calibration` is not `none`; else `none`. With a ticket `auto` is `none`.
+            `input`: the strength of the images, which the gain of the stem takes up (`calibrate_stem`); `gain`: the
+            gains, where binary weights take the place of real ones (`calibrate_gains`); `full`: all that `calibration:
+            full` measures; `auto`: `input` where the images have another strength than those that the checkpoint was
+            trained on (a standard deviation by more than 1.5 times, or a mean by half of one), as far as it says, or
+            `full` where the channels differ otherwise, and `calibration` is not `none`; else `none`. With a ticket
+            `auto` is `none`.
         recalibrate: calibrate also what is calibrated already or starts from `init_from`: the constants of its file are
             replaced, its latent weights stay.
         learning_rate_scaling: the optimizer's learning rate is that for `base_batch_size`; `linear` (for SGD) and
@@ -150,11 +154,12 @@ class ImageClassifier(LightningModule):
             )
         if recalibrate and calibration == "none":
             raise InputError("recalibrate=True contradicts calibration='none'; leave one of them out.")
-        if calibrate_init_from not in ("auto", "none", "gain", "full"):
+        if calibrate_init_from not in ("auto", "none", "input", "gain", "full"):
             raise InputError(
-                f"calibrate_init_from={calibrate_init_from!r} is not known; choose 'auto', 'none', 'gain' or 'full'."
+                f"calibrate_init_from={calibrate_init_from!r} is not known; choose 'auto', 'none', 'input', 'gain' or "
+                "'full'."
             )
-        if recalibrate and calibrate_init_from in ("none", "gain"):
+        if recalibrate and calibrate_init_from in ("none", "input", "gain"):
             raise InputError(
                 f"recalibrate=True contradicts calibrate_init_from={calibrate_init_from!r}; leave one of them out."
             )
@@ -266,27 +271,35 @@ class ImageClassifier(LightningModule):
                 return
         like = next(self.backbone.parameters())
         images = self._calibration_images().to(like.device, like.dtype)
-        kind, reason = "full", ""
-        if self._origin is not None and not self.recalibrate:
-            kind, reason = choose(asked, self._origin, self.backbone, Inputs.of(images))
+        now = Inputs.of(images)
+        anew = self._origin is None or self.recalibrate
+        choice = Choice("full") if anew else choose(asked, cast(Origin, self._origin), self.backbone, now)
         # Processes may have other images, or round differently; training must start from the same constants everywhere.
         broadcast = self.trainer.strategy.broadcast
-        self._inputs, kind, reason = broadcast((Inputs.of(images), kind, reason), src=0)
+        self._inputs, choice = broadcast((now, choice), src=0)
+        kind = choice.kind
+        if kind == "input" and not calibrate_stem(uncompiled(self.backbone), choice.strength):
+            kind = "full"
         if kind == "none":
             return
-        since = f", since {reason}" if reason else ""
-        if kind == "gain":
-            factors = torch.cat(list(calibrate_gains(self.backbone, images).values()))
-            done = f"the gains of {len(factors)} filters"
-            found = f"times {factors.min():.2f} to {factors.max():.2f}, {factors.mean():.2f} on average"
-        else:
-            report = calibrate(self.backbone, images, full=bool(reason) or self.calibration == "full")
-            betas = [unit.beta for unit in report]
-            done, found = f"{len(report)} residual units", f"beta {min(betas):.2f} to {max(betas):.2f}"
+        done = self._calibrate_as(kind, choice, images)
         if self.trainer.world_size > 1:
             state = {key: value.cpu() for key, value in self.backbone.state_dict().items()}
             self.backbone.load_state_dict(broadcast(state, src=0))
-        rank_zero_info(f"Calibrated {done} on {len(images)} training images{since}: {found}.")
+        since = f", since {choice.reason}" if choice.reason else ""
+        rank_zero_info(f"Calibrated {done[0]} on {len(images)} training images{since}: {done[1]}.")
+
+    def _calibrate_as(self, kind: str, choice: Choice, images: Tensor) -> tuple[str, str]:
+        """Calibrates; what, and with which result, in words."""
+        if kind == "input":
+            return "the stem", f"its gain times {1 / choice.strength:.3g}"
+        if kind == "gain":
+            factors = torch.cat(list(calibrate_gains(self.backbone, images).values()))
+            found = f"times {factors.min():.2f} to {factors.max():.2f}, {factors.mean():.2f} on average"
+            return f"the gains of {len(factors)} filters", found
+        report = calibrate(self.backbone, images, full=bool(choice.reason) or self.calibration == "full")
+        betas = [unit.beta for unit in report]
+        return f"{len(report)} residual units", f"beta {min(betas):.2f} to {max(betas):.2f}"
 
     def _calibration_images(self) -> Tensor:
         data = getattr(self.trainer, "datamodule", None)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bnfree.backbones import ReActNet18
 from bnfree.backbones.residual import Variant
 from bnfree.errors import InputError
-from bnfree.lightning_modules.modules.hand_over import Origin, remembered_binary_weights, remembered_inputs
+from bnfree.lightning_modules.modules.hand_over import Inputs, Origin, remembered_binary_weights, remembered_inputs
 from bnfree.lightning_modules.modules.torchvision_network import TorchvisionNetwork
 from bnfree.packing import is_packed, pretrained_names, pretrained_path
 from bnfree.packing.file_format import read as read_packed
@@ -111,9 +111,10 @@ def _also_the_same(keys: list[str], replace_head: bool) -> str:
 def _read_weights(
     path: Path, backbone: nn.Module, given: str, trained_ticket: bool
 ) -> tuple[dict[str, Tensor], Origin]:
+    normalised = Inputs.normalised(getattr(backbone, "in_channels", 3))
     packed = find_packed(path)
     if packed is not None:
-        return trainable_state_dict(read_packed(packed)[0], uncompiled(backbone)), Origin(binary_weights=True)
+        return trainable_state_dict(read_packed(packed)[0], uncompiled(backbone)), Origin(True, normalised)
     content = read_checkpoint_file(path, given)
     if is_ticket(content):
         ticket = read_ticket(content, given)
@@ -121,8 +122,12 @@ def _read_weights(
     content = content if isinstance(content, Mapping) else {}
     weights = read_state_dict(content, given)
     if is_public_checkpoint(weights):
-        return _public_weights(weights, given, backbone), Origin()
-    origin = Origin(remembered_binary_weights(content), remembered_inputs(content))
+        return _public_weights(weights, given, backbone), Origin(inputs=normalised)
+    inputs = remembered_inputs(content)
+    if inputs is None and "datamodule_hyper_parameters" in content:
+        # From before checkpoints said it, with a data module that normalises.
+        inputs = normalised
+    origin = Origin(remembered_binary_weights(content), inputs)
     weights = {key.replace("_orig_mod.", ""): value for key, value in weights.items()}
     if any(key.startswith("backbone.") for key in weights):
         weights = {key.removeprefix("backbone."): v for key, v in weights.items() if key.startswith("backbone.")}

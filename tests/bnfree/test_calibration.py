@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bnfree.activations import RPReLU
 from bnfree.backbones import ReActNet18, ReActNetA
 from bnfree.backbones.residual import ResidualUnit
-from bnfree.calibration import calibrate, calibrate_gains, is_calibrated
+from bnfree.calibration import calibrate, calibrate_gains, calibrate_stem, is_calibrated
 from bnfree.convolution import BinaryConv2d
 from bnfree.errors import InputError
 
@@ -330,3 +330,18 @@ def test_gains_refuse_what_they_cannot_set():
     with pytest.raises(RuntimeError):
         calibrate_gains(after, torch.zeros(2, 5, 8, 8).double())
     assert all(m.binary_weights for n, m in after.named_modules() if n.endswith(".convolution") and "body" in n)
+
+
+@pytest.mark.parametrize(("kind", "width"), NETWORKS)
+@pytest.mark.parametrize("strength", [8, 1 / 8, 0.3])
+def test_a_stem_takes_up_the_strength_of_the_images(kind, width, strength):
+    network = fresh(kind, width).double()
+    calibrate(network, images().double(), full=True)
+    with torch.no_grad():
+        before = network(images().double())
+        kept = copy.deepcopy(network.state_dict())
+        assert calibrate_stem(network, strength)
+        torch.testing.assert_close(network(strength * images().double()), before, rtol=1e-9, atol=1e-9)
+    assert {n for n, v in network.state_dict().items() if not torch.equal(v, kept[n])} == {"stem.convolution.gain"}
+    assert not calibrate_stem(fresh(norm="batch_norm"), strength)
+    assert not calibrate_stem(nn.Linear(3, 3), strength)

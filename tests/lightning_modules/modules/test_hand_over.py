@@ -117,10 +117,23 @@ def test_images_of_other_strength_are_calibrated_on(step1, fit, corners, said, f
     data = Scaled(corners, factor)
     expected = network(1)
     expected.load_state_dict(trained.state_dict())
-    calibrate(expected, data.dataset.tensors[0], full=True)
+    with torch.no_grad():
+        logits = expected(corners.dataset.tensors[0])
     trainer, start = fit(ImageClassifier(network(1), init_from=path), data)
-    assert same(start, expected.state_dict())
+    expected.load_state_dict(start)
+    with torch.no_grad():
+        # What it made of the images as they were.
+        torch.testing.assert_close(expected(data.dataset.tensors[0]), logits, rtol=1e-3, atol=1e-3)
+    changed = {name for name, value in start.items() if not torch.equal(value, trained.state_dict()[name])}
+    assert changed == {"stem.convolution.gain"}
+    torch.testing.assert_close(start["stem.convolution.gain"] * factor, trained.stem.convolution.gain.detach())
     assert any("training images, since the images are of other strength (standard deviation" in line for line in said)
+    # All of it where one number does not do.
+    apart = Scaled(corners, factor * torch.tensor([1.0, 1.0, 3.0]).view(3, 1, 1))
+    expected.load_state_dict(trained.state_dict())
+    calibrate(expected, apart.dataset.tensors[0], full=True)
+    _, start = fit(ImageClassifier(network(1), init_from=path), apart)
+    assert same(start, expected.state_dict())
     # Nobody is told otherwise by the checkpoint that this run leaves.
     trainer.save_checkpoint(Path(path).with_name("step2.ckpt"))
     for data_after, unchanged in ((data, True), (corners, False)):
@@ -172,8 +185,21 @@ def test_a_ticket_starts_as_it_was_rewound_unless_it_is_asked_for(fit, corners, 
 
 def test_a_plain_state_dict_says_nothing_and_is_kept(step1, fit, corners, tmp_path):
     torch.save(step1[1].state_dict(), tmp_path / "weights.pt")
-    _, start = fit(ImageClassifier(network(1), init_from=str(tmp_path / "weights.pt")), Scaled(corners, 8))
+    options = {"init_from": str(tmp_path / "weights.pt")}
+    _, start = fit(ImageClassifier(network(1), **options), Scaled(corners, 8))
     assert same(start, step1[1].state_dict())
+    with pytest.raises(InputError, match="calibrate_init_from='input' needs an init_from that says how strong"):
+        fit(ImageClassifier(network(1), calibrate_init_from="input", **options), corners)
+
+
+def test_a_checkpoint_from_before_it_said_so_has_seen_normalised_images(step1, fit, corners, tmp_path):
+    content = torch.load(step1[0], weights_only=True)
+    del content["meaning_of_weights"]
+    torch.save({**content, "datamodule_hyper_parameters": {}}, tmp_path / "earlier.ckpt")
+    _, start = fit(ImageClassifier(network(1), init_from=str(tmp_path / "earlier.ckpt")), Scaled(corners, 8))
+    strength = Inputs.normalised(3).strength(Inputs.of(8 * corners.dataset.tensors[0]))
+    assert 8 < strength < 12
+    torch.testing.assert_close(start["stem.convolution.gain"] * strength, step1[1].stem.convolution.gain.detach())
 
 
 def test_fewer_images_are_used_where_there_are_fewer(fit, said):
