@@ -22,7 +22,7 @@ This is our own deviation from arXiv 2104.08215; the README has the measurement 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -259,6 +259,43 @@ def calibrate_stem(network: nn.Module, strength: float) -> bool:
         return False
     gain.div_(strength)
     return True
+
+
+def first_images(batches: Iterable[Any], count: int) -> Tensor:
+    """The first images of a loader, to calibrate on; the global random state of the CPU comes back.
+
+    Args:
+        batches: (images, ...) with images (N, C, H, W), or images alone.
+        count: how many; fewer where the loader has no more.
+
+    Raises:
+        InputError: the first batch is something else, or there is none.
+    """
+    images: list[Tensor] = []
+    with torch.random.fork_rng(devices=[]):
+        for batch in batches:
+            first = batch[0] if isinstance(batch, list | tuple) and len(batch) else batch
+            if not isinstance(first, Tensor):
+                raise InputError(
+                    f"batch={type(batch).__name__} holds no images to calibrate on; let the loader give (images, "
+                    "labels)."
+                )
+            images.append(first)
+            if sum(map(len, images)) >= count:
+                break
+    if not images:
+        raise InputError("the training loader has no batch to calibrate on.")
+    return torch.cat(images)[:count]
+
+
+def needs_calibration(network: nn.Module) -> bool:
+    """Whether a network holds BN-free units of which none is calibrated or trained.
+
+    Args:
+        network: a network or a module that holds some.
+    """
+    reference = any(not getattr(module, "wants_calibration", True) for module in network.modules())
+    return bool(_units(network)) and not reference and not is_calibrated(network)
 
 
 def is_calibrated(network: nn.Module) -> bool:

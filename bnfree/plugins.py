@@ -57,6 +57,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "standardized": "bnfree.tickets.scores.Standardized",
         "effective": "bnfree.tickets.scores.Effective",
         "latent": "bnfree.tickets.scores.Latent",
+        "magnitude": "bnfree.tickets.scores.Magnitude",
         "flip": "bnfree.tickets.scores.Flip",
         "snip": "bnfree.tickets.scores.Snip",
         "random": "bnfree.tickets.scores.Random",

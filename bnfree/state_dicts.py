@@ -35,13 +35,46 @@ def uncompiled(module: nn.Module) -> nn.Module:
     return inner
 
 
+def network_name(module: nn.Module) -> str:
+    """The attribute of a LightningModule that holds the network which it trains.
+
+    That is `backbone`, or else the only attribute with parameters that are trained: a frozen teacher beside it is none.
+    Empty where the module is the network itself.
+    """
+    if isinstance(getattr(module, "backbone", None), nn.Module):
+        return "backbone"
+    if any(p.requires_grad for p in module.parameters(recurse=False)):
+        return ""
+    held = [(name, list(child.parameters())) for name, child in module.named_children()]
+    trained = [name for name, parameters in held if any(p.requires_grad for p in parameters)]
+    names = trained or [name for name, parameters in held if parameters]
+    return names[0] if len(names) == 1 else ""
+
+
 def backbone_of(module: nn.Module) -> nn.Module:
-    """The network that a LightningModule trains, its attribute `backbone`; without one, the module itself.
+    """The network that a LightningModule trains, see `network_name`; without one, the module itself.
 
     A network that `torch.compile` has wrapped comes out of its wrapping.
     """
-    backbone = getattr(module, "backbone", None)
-    return uncompiled(backbone if isinstance(backbone, nn.Module) else module)
+    name = network_name(module)
+    return uncompiled(getattr(module, name) if name else module)
+
+
+def weights_of(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights and masks of a network out of a state dict of a module that holds it, under the network's own names.
+
+    Args:
+        network: the network, dense or pruned.
+        state: state dict of the module, of the network alone, or of another network, which is given back.
+    """
+    state = plain_names(state)
+    own = [plain_name(name) for name in network.state_dict() if not name.endswith(".mask")]
+    first = own[0] if own else ""
+    prefixes = {name.removesuffix(first) for name in state if name == first or name.endswith(f".{first}")}
+    for prefix in sorted(prefixes, key=len):
+        if all(prefix + name in state for name in own):
+            return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return state
 
 
 def read_checkpoint_file(path: str | os.PathLike[str], given: str) -> Any:

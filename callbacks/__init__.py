@@ -9,6 +9,7 @@ from bnfree.import_names import one_module
 
 if TYPE_CHECKING:
     from bnfree.callbacks.adaptive_gradient_clipping import AdaptiveGradientClipping
+    from bnfree.callbacks.calibration import Calibration
     from bnfree.callbacks.channels_last import ChannelsLast
     from bnfree.callbacks.compiled_backbone import CompiledBackbone
     from bnfree.callbacks.early_bird import EarlyBird
@@ -26,6 +27,7 @@ one_module(__name__)
 
 __all__ = [
     "AdaptiveGradientClipping",
+    "Calibration",
     "ChannelsLast",
     "CompiledBackbone",
     "EarlyBird",
@@ -42,6 +44,7 @@ __all__ = [
 
 _MODULES = {
     "AdaptiveGradientClipping": "bnfree.callbacks.adaptive_gradient_clipping",
+    "Calibration": "bnfree.callbacks.calibration",
     "ChannelsLast": "bnfree.callbacks.channels_last",
     "CompiledBackbone": "bnfree.callbacks.compiled_backbone",
     "KeepFreedMemory": "bnfree.callbacks.keep_freed_memory",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bnfree.callbacks.strategies import refuse_sharded_parameters
+from bnfree.classifiers import LastLinear, named_classifier
 from bnfree.clipping import clip_units_, clipped_fraction
 from bnfree.errors import InputError
 from bnfree.state_dicts import backbone_of, plain_name
@@ -31,8 +32,9 @@ class AdaptiveGradientClipping(Callback):
         clip_factor: greatest allowed ratio of gradient norm to weight norm in a unit; larger batches want less.
         eps: floor of the weight norm, so that a weight of zero can still move.
         exclude: names of modules or parameters of the LightningModule that are not clipped, such as
-            `backbone.classifier`; None: the classifier, found as `backbone.classifier` or `classifier`; an empty list:
-            nothing.
+            `backbone.classifier`; None: the classifier: of `get_classifier()` (timm), or the attribute `classifier`,
+            `fc`, `head` or `heads`, of the network or of the LightningModule, or else the last `nn.Linear` that the
+            first step uses; an empty list: nothing.
         log_fraction: log `agc/clipped_fraction`.
 
     Raises:
@@ -57,6 +59,7 @@ class AdaptiveGradientClipping(Callback):
             raise InputError(f"exclude={exclude!r} must be a list of names, such as [{exclude!r}].")
         self.clip_factor, self.eps, self.exclude, self.log_fraction = clip_factor, eps, exclude, log_fraction
         self._excluded: list[tuple[nn.Module, str | None]] | None = None
+        self._last: LastLinear | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses what is wrong whatever the optimizer."""
@@ -80,14 +83,22 @@ class AdaptiveGradientClipping(Callback):
                     f"{type(optimizer).__name__}, so AdaptiveGradientClipping would clip scaled gradients; set "
                     "fused=false or trainer.precision to 'bf16-mixed'."
                 )
-        self._excluded = find_excluded(pl_module, self.exclude)
+        self._find(pl_module)
+
+    def _find(self, pl_module: LightningModule) -> None:
+        if self.exclude is not None or find_classifier(pl_module) is not None:
+            self._excluded = find_excluded(pl_module, self.exclude)
+        elif self._last is None:
+            self._last = _last_linear(pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Clips, and logs when Lightning does."""
         if self._excluded is None:
-            self._excluded = find_excluded(pl_module, self.exclude)
+            self._find(pl_module)
+        if self._last is not None:
+            self._take_last(self._last)
         # Looked up anew: a module may have been given another parameter since the start.
-        excluded = {id(parameter) for owner, leaf in self._excluded for parameter in _parameters(owner, leaf)}
+        excluded = {id(parameter) for owner, leaf in self._excluded or () for parameter in _parameters(owner, leaf)}
         logs = self.log_fraction and trainer._logger_connector.should_update_logs
         counts: list[tuple[Tensor, Tensor]] = []
         for group in optimizer.param_groups:
@@ -99,9 +110,33 @@ class AdaptiveGradientClipping(Callback):
             fraction = clipped_fraction(counts).to(pl_module.device)
             pl_module.log("agc/clipped_fraction", fraction, on_step=True, on_epoch=False)
 
+    def _take_last(self, last: LastLinear) -> None:
+        if last.layer is None:
+            raise InputError("exclude=None finds no nn.Linear in use; name the modules that are not to be clipped.")
+        last.release()
+        self._excluded, self._last = [(last.layer, None)], None
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Lets go of the module."""
-        self._excluded = None
+        if self._last is not None:
+            self._last.release()
+        self._excluded, self._last = None, None
+
+
+def find_classifier(pl_module: nn.Module) -> nn.Module | None:
+    """The classifier of a LightningModule's network, or of the LightningModule, by its name; None without one."""
+    found = (named_classifier(holder) for holder in (backbone_of(pl_module), pl_module))
+    return next((classifier for classifier in found if classifier is not None), None)
+
+
+def _last_linear(pl_module: nn.Module) -> LastLinear:
+    try:
+        return LastLinear(pl_module)
+    except InputError as error:
+        raise InputError(
+            f"exclude=None finds no classifier: {error} Name the modules that are not to be clipped, or give an empty "
+            "list."
+        ) from None
 
 
 def find_excluded(pl_module: nn.Module, names: list[str] | None) -> list[tuple[nn.Module, str | None]]:
@@ -115,14 +150,13 @@ def find_excluded(pl_module: nn.Module, names: list[str] | None) -> list[tuple[n
         InputError: no classifier to exclude by default, or an unknown name.
     """
     if names is None:
-        for holder in (backbone_of(pl_module), pl_module):
-            classifier = getattr(holder, "classifier", None)
-            if isinstance(classifier, nn.Module):
-                return [(classifier, None)]
-        raise InputError(
-            f"exclude=None finds neither backbone.classifier nor classifier in {type(pl_module).__name__}; name the "
-            "modules that are not to be clipped, or give an empty list."
-        )
+        classifier = find_classifier(pl_module)
+        if classifier is None:
+            raise InputError(
+                f"exclude=None finds no classifier by its name in {type(pl_module).__name__}; name the modules that "
+                "are not to be clipped, or give an empty list."
+            )
+        return [(classifier, None)]
     known: dict[str, tuple[nn.Module, str | None]] = {}
     for path, module in pl_module.named_modules(remove_duplicate=False):
         known.setdefault(plain_name(path), (module, None))

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from bnfree.errors import InputError
+from bnfree.callbacks.networks import network_to_call
 
 
 class ChannelsLast(Callback):
@@ -20,7 +20,7 @@ class ChannelsLast(Callback):
     another order. Checkpoints are the same: one written with it loads without it and the other way round.
 
     Raises:
-        InputError: at the start of a run, a LightningModule without a `backbone`.
+        InputError: at the start of a run, a LightningModule that does not hold its network in one attribute.
     """
 
     def __init__(self) -> None:
@@ -28,9 +28,7 @@ class ChannelsLast(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Converts the weights, before a strategy wraps the module, and from here on every batch of images."""
-        backbone = getattr(pl_module, "backbone", None)
-        if not isinstance(backbone, nn.Module):
-            raise InputError(f"{type(pl_module).__name__} has no module backbone, which ChannelsLast converts.")
+        backbone = network_to_call(pl_module, "ChannelsLast")
         self._release()
         backbone.to(memory_format=torch.channels_last)
         self._hook = backbone.register_forward_pre_hook(_convert_images)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
 
+from bnfree.callbacks.networks import network_to_call
 from bnfree.errors import InputError
 
 
@@ -23,7 +23,8 @@ class CompiledBackbone(Callback):
         dynamic: compile for all batch sizes at once; None: only once a second size is met.
 
     Raises:
-        InputError: unknown mode; at the start of a run also a LightningModule without a `backbone`.
+        InputError: unknown mode; at the start of a run also a LightningModule that does not hold its network in
+            one attribute.
     """
 
     def __init__(self, mode: str = "default", fullgraph: bool = False, dynamic: bool | None = None) -> None:
@@ -34,8 +35,6 @@ class CompiledBackbone(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Compiles the backbone, before a strategy wraps the module that holds it."""
-        backbone = getattr(pl_module, "backbone", None)
-        if not isinstance(backbone, nn.Module):
-            raise InputError(f"{type(pl_module).__name__} has no module backbone, which CompiledBackbone compiles.")
+        backbone = network_to_call(pl_module, "CompiledBackbone")
         if backbone._compiled_call_impl is None:
             backbone.compile(mode=self.mode, fullgraph=self.fullgraph, dynamic=self.dynamic)

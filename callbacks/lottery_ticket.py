@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import nn
 
+from bnfree.callbacks.networks import network_to_call
 from bnfree.callbacks.rewind_checkpoint import write_rewind_point
 from bnfree.callbacks.run_files import run_directory
 from bnfree.callbacks.strategies import refuse_sharded_parameters
@@ -111,6 +112,8 @@ class LotteryTicket(Callback):
         refuse_sharded_parameters(trainer, "LotteryTicket")
         self._forget()
         network = backbone_of(pl_module)
+        if self._wants_gradients:
+            network_to_call(pl_module, "LotteryTicket with such a score", itself=True)
         if self.ticket is None:
             self._layers = prunable_layers(network, self.include, self.exclude)
             return

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from bnfree.callbacks.networks import network_to_call
 from bnfree.callbacks.run_files import read_csv, run_directory, write_csv
 from bnfree.callbacks.strategies import refuse_sharded_parameters
 from bnfree.diagnostics.figures import plot_signals, render
@@ -49,7 +50,8 @@ class SignalPropagation(Callback):
 
     Raises:
         InputError: an argument out of range; at the start of a run also parameters split among processes (FSDP, model
-            parallelism, DeepSpeed), a network without residual units, or a batch without images.
+            parallelism, DeepSpeed), a network that cannot be called, one without residual units, or a batch without
+            images.
 
     Example:
         >>> trainer = Trainer(callbacks=[SignalPropagation(every_n_epochs=5)], logger=False)
@@ -70,6 +72,7 @@ class SignalPropagation(Callback):
         """Refuses strategies that leave no process with a whole network."""
         if stage == "fit":
             refuse_sharded_parameters(trainer, "SignalPropagation")
+            network_to_call(pl_module, "SignalPropagation", itself=True)
             self._last_epoch = -1
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -233,18 +233,16 @@ class ImageDataModule(LightningDataModule, AugmentationVariants):
         """The first `n` training images of the split's order, without augmentation; the same on all processes.
 
         Args:
-            n: Number of images.
+            n: Number of images; where there are fewer for training, all of them.
 
         Returns:
             Shape (n, C, H, W), float32, normalised, on the CPU.
 
         Raises:
-            InputError: `n` is below 1 or above the number of training images.
+            InputError: `n` is below 1.
         """
         check_int("n", n, 1)
         part = self._required_part("train", "fit")
-        if n > len(part.indices):
-            raise InputError(f"n={n} calibration images are more than the {len(part.indices)} images of training.")
         return normalize(part.source.images(part.indices[:n]), self.mean, self.std)
 
     def validation_batches(self, n: int) -> Iterator[tuple[Tensor, Tensor]]:

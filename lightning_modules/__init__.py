@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from bnfree.lightning_modules.modules.distilled_classifier import DistilledClassifier
     from bnfree.lightning_modules.modules.image_classifier import ImageClassifier
     from bnfree.lightning_modules.modules.teacher import Teacher
+    from bnfree.lightning_modules.modules.timm_network import TimmNetwork
     from bnfree.lightning_modules.modules.torchvision_network import TorchvisionNetwork
     from bnfree.lightning_modules.reports.documents import ReportResult
     from bnfree.lightning_modules.reports.network_costs import SummaryResult, SummarySettings, summary
     from bnfree.lightning_modules.reports.report import ReportSettings, report
+    from bnfree.lightning_modules.training.command_line import TrainingCLI
     from bnfree.lightning_modules.training.evaluate import EvaluateResult, evaluate
     from bnfree.lightning_modules.training.fit import FitResult, fit
     from bnfree.lightning_modules.training.settings import EvaluateSettings, FitSettings
@@ -53,7 +55,9 @@ PUBLIC = {
     "SummaryResult": "reports.network_costs",
     "SummarySettings": "reports.network_costs",
     "Teacher": "modules.teacher",
+    "TimmNetwork": "modules.timm_network",
     "TorchvisionNetwork": "modules.torchvision_network",
+    "TrainingCLI": "training.command_line",
     "bench": "deployment.bench",
     "evaluate": "training.evaluate",
     "export": "deployment.export",
@@ -87,7 +91,9 @@ __all__ = [
     "SummaryResult",
     "SummarySettings",
     "Teacher",
+    "TimmNetwork",
     "TorchvisionNetwork",
+    "TrainingCLI",
     "bench",
     "evaluate",
     "export",

@@ -60,7 +60,8 @@ def apply(network: nn.Module, masks: Mapping[str, Tensor]) -> None:
         masks: bool or 0/1 tensors, on any device.
 
     Raises:
-        InputError: the name of no convolution of the network, or a mask of another shape or with other values.
+        InputError: the name of no convolution of the network, a mask of another shape or with other values, or one that
+            is no tensor, such as a numpy array.
     """
     layers = convolutions(network)
     check_masks(layers, masks, type(network).__name__)
@@ -82,11 +83,15 @@ def check_masks(layers: Mapping[str, BinaryConv2d], masks: Mapping[str, Tensor],
         network: what the message calls the network.
 
     Raises:
-        InputError: an unknown name, another shape, or values other than 0 and 1.
+        InputError: an unknown name, something other than a tensor, another shape, or values other than 0 and 1.
     """
     for name, mask in masks.items():
         if name not in layers:
             raise InputError(f"masks holds {name!r}, which is no convolution of {network}; give masks of this network.")
+        if not isinstance(mask, Tensor):
+            kind = type(mask).__name__
+            advice = "torch.from_numpy makes one of it" if kind == "ndarray" else "give a bool tensor"
+            raise InputError(f"masks[{name!r}] is a {kind} and no tensor; {advice}.")
         shape = layers[name].weight.shape
         if mask.shape != shape:
             raise InputError(

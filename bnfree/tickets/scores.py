@@ -5,7 +5,7 @@ none: its output does not change when a filter is scaled or shifted, so two laye
 factor of ten would end at densities 0.87 and 0.13 under one threshold. `standardized`, `effective` and `flip` therefore
 measure a weight in standard deviations of its filter, and `snip` in units of the loss. A score without a common unit
 (`comparable = False`, such as `latent`) is divided by its root mean square in each layer before layers are ranked
-together.
+together. `magnitude` is |w| without this: what open_lth and `torch.nn.utils.prune` do globally.
 
 In a binary layer the magnitude of a latent weight is its distance from a change of sign: pruning by magnitude removes
 the weights that are least decided about their sign.
@@ -125,8 +125,30 @@ class Effective(Score):
         return prepared if gain is None else prepared * gain.detach().double().abs().cpu()
 
 
+class Magnitude(Score):
+    """|w| of the latent weight, in one unit for all layers: global magnitude pruning of public tools.
+
+    With `scope="global"` and `min_per_filter=0` it keeps what `torch.nn.utils.prune.global_unstructured` keeps with
+    `L1Unstructured`, and what open_lth's `sparse_global` keeps, except that its strict `>` prunes one weight more than
+    it states, and all that are equal to that one. The unit means little between standardised layers, where a filter's
+    scale and mean are free.
+    """
+
+    name = "magnitude"
+
+    @staticmethod
+    def score(layer: ScoredLayer) -> Tensor:
+        """|w|."""
+        return layer.weight.abs()
+
+
 class Latent(Score):
-    """|w|: plain magnitude pruning; says little in a standardised layer, where a filter's scale and mean are free."""
+    """|w| of the latent weight; where layers are ranked together, |w| / root mean square of the layer's survivors.
+
+    With `scope="layer"` and `min_per_filter=0` it keeps what `torch.nn.utils.prune.l1_unstructured` keeps in each
+    layer. With `scope="global"` it is not the global magnitude pruning of open_lth, which is `magnitude`. In a
+    standardised layer both say little: a filter's scale and mean are free.
+    """
 
     name = "latent"
     comparable = False

@@ -17,7 +17,8 @@ from torch.optim import Adam
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from bnfree.calibration import calibrate, calibrate_gains, calibrate_stem, is_calibrated
+from bnfree.calibration import calibrate, calibrate_gains, calibrate_stem, first_images, is_calibrated
+from bnfree.classifiers import num_classes_of
 from bnfree.errors import InputError
 from bnfree.lean.fast import check_available
 from bnfree.lightning_modules.modules.frozen import Freeze, evaluate_frozen, freeze_parameters
@@ -64,7 +65,8 @@ class ImageClassifier(LightningModule):
     (`is_calibrated`) or is a `reference` network; one that starts from `init_from` as `calibrate_init_from` says.
 
     Args:
-        backbone: network from images (N, C, H, W) to logits (N, num_classes), such as `ReActNet18`.
+        backbone: network from images (N, C, H, W) to logits (N, num_classes), such as `ReActNet18`, or any other
+            module: without an attribute `num_classes` its output says how many there are.
         optimizer: class and settings of the optimizer; the parameters are given to it in two groups, see
             `weight_decay_on`. Adam, AdamW and SGD use their fused kernels unless `fused` or `foreach` is given.
         lr_scheduler: class and settings of the learning-rate schedule, of `torch.optim.lr_scheduler` or your own; null
@@ -168,13 +170,21 @@ class ImageClassifier(LightningModule):
         check_scaling(learning_rate_scaling, base_batch_size)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Attribute '.*' is an instance of `nn.Module`")
-            self.save_hyperparameters(logger=False)
+            try:
+                self.save_hyperparameters(logger=False)
+            except RuntimeError:
+                # Lightning copies all arguments, and torch refuses to copy a network that `torch.nn.utils.prune` has
+                # pruned. Networks are no hyperparameters anyway, see below.
+                networks = [name for name, value in self.hparams.items() if isinstance(value, nn.Module)]
+                self.hparams.clear()
+                self.save_hyperparameters(logger=False, ignore=networks)
         # Built from a config, these are class paths with their arguments, which a checkpoint can hold; built in Python,
         # they are objects, and a checkpoint that held them could not be loaded safely.
         for name, value in list(self.hparams.items()):
             if isinstance(value, nn.Module) or callable(value):
                 del self.hparams[name]
         self.backbone = backbone
+        self._classes: int | None = None
         self.optimizer, self.lr_scheduler, self.interval = optimizer, resolve_factory(lr_scheduler), interval
         self._schedule_total = 0
         self._position: SchedulePosition | None = None
@@ -205,10 +215,13 @@ class ImageClassifier(LightningModule):
                 self.accuracies[f"{stage}/acc5"] = MulticlassAccuracy(num_classes, top_k=5, average="micro")
 
     def _num_classes(self) -> int:
-        num_classes = getattr(self.backbone, "num_classes", None)
-        if not isinstance(num_classes, int):
+        if self._classes is None:
+            self._classes = num_classes_of(self.backbone)
+        num_classes = self._classes
+        if num_classes is None:
             raise InputError(
-                f"backbone={type(self.backbone).__name__} has no integer attribute num_classes; add it to the class."
+                f"backbone={type(self.backbone).__name__} has no integer attribute num_classes, and gives no logits "
+                "(N, num_classes) for images of a usual size; add the attribute to the class."
             )
         if num_classes < 2:
             raise InputError(f"backbone.num_classes={num_classes} leaves nothing to tell apart; it must be at least 2.")
@@ -227,14 +240,15 @@ class ImageClassifier(LightningModule):
             ("num_classes", getattr(data, "num_classes", None), "num_classes"),
             ("image_shape[0]", (getattr(data, "image_shape", None) or (None,))[0], "in_channels"),
         ):
-            value = getattr(self.backbone, name, None)
+            value = self._num_classes() if name == "num_classes" else getattr(self.backbone, name, None)
             if data_value is not None and value is not None and value != data_value:
                 raise InputError(
                     f"backbone.{name}={value} does not fit {type(data).__name__}, whose {data_name} is {data_value}: "
                     f"set model.init_args.backbone.init_args.{name} to {data_value}."
                 )
         if stage == "fit":
-            refuse_unsuitable_callbacks(self.trainer, self.backbone)
+            follows = self.lr_scheduler is not None or self.learning_rate_scaling != "none"
+            refuse_unsuitable_callbacks(self.trainer, self.backbone, rate_follows_batches=follows)
         if stage == "fit" and getattr(self.backbone, "lean", False):
             check_available(getattr(self.backbone, "fast", ()))
         if stage == "fit" and self.trainer.ckpt_path is None:
@@ -306,13 +320,7 @@ class ImageClassifier(LightningModule):
         if data is not None and hasattr(data, "calibration_images"):
             there = getattr(data, "num_training_images", self.calibration_images)
             return data.calibration_images(min(self.calibration_images, there))
-        images: list[Tensor] = []
-        with torch.random.fork_rng():
-            for batch in cast(Iterable[Any], self.trainer.train_dataloader):
-                images.append(batch[0])
-                if sum(map(len, images)) >= self.calibration_images:
-                    break
-        return torch.cat(images)[: self.calibration_images]
+        return first_images(cast(Iterable[Any], self.trainer.train_dataloader), self.calibration_images)
 
     def train(self, mode: bool = True) -> ImageClassifier:
         """As of every module; what `freeze: body` leaves alone stays in evaluation mode."""

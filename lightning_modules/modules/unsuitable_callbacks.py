@@ -5,23 +5,24 @@ from __future__ import annotations
 from typing import Any, cast
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import LearningRateFinder, ModelPruning
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, ModelPruning
 from torch import nn
 
 from bnfree.convolution import FOREIGN_PRUNING, BinaryConv2d
 from bnfree.errors import InputError
 
 
-def refuse_unsuitable_callbacks(trainer: Trainer, backbone: nn.Module) -> None:
+def refuse_unsuitable_callbacks(trainer: Trainer, backbone: nn.Module, rate_follows_batches: bool = True) -> None:
     """Refuses callbacks before the first step that would end or spoil the training later.
 
     Args:
         trainer: of the run.
         backbone: the network that it trains.
+        rate_follows_batches: whether the learning rate depends on the batch size or the number of batches.
 
     Raises:
         InputError: `ModelPruning` on binary or standardised weights, or a network that torch has pruned there;
-            `LearningRateFinder`.
+            `LearningRateFinder`; `BatchSizeFinder` beside such a learning rate.
     """
     layers = [layer for layer in backbone.modules() if isinstance(layer, BinaryConv2d)]
     if any(layer.loses_foreign_pruning for layer in layers):
@@ -33,4 +34,11 @@ def refuse_unsuitable_callbacks(trainer: Trainer, backbone: nn.Module) -> None:
             raise InputError(
                 "trainer.callbacks=LearningRateFinder changes an attribute lr of the module, and here the rate belongs "
                 "to the optimizer; compare a few short runs with --model.optimizer.lr=VALUE instead."
+            )
+        if isinstance(callback, BatchSizeFinder) and rate_follows_batches:
+            raise InputError(
+                "trainer.callbacks=BatchSizeFinder changes the batch size after the learning rate has been laid out "
+                "for the batches that there were; give the size with --data.batch_size (`bnfree summary --memory` says "
+                "what it takes), or train at a constant rate with --model.lr_scheduler=null and without "
+                "learning_rate_scaling."
             )

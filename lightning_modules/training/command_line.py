@@ -6,6 +6,7 @@ Importing this module makes the project's backbones, data modules and callbacks 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -48,6 +49,7 @@ from bnfree.lightning_modules.training.config.parser import ALWAYS_ON, CommandPa
 from bnfree.lightning_modules.training.config.sources import complete_arguments, config_files, is_local
 from bnfree.lightning_modules.training.default_callbacks import SavedConfig, default_callbacks
 from bnfree.lightning_modules.training.exact_loops import make_resumable
+from bnfree.lightning_modules.training.foreign_modules import CalibrationNotice, LoggedMonitor
 from bnfree.lightning_modules.training.hyperparameters import Hyperparameters, flat_hyperparameters
 from bnfree.lightning_modules.training.loading import checkpoint_to_load
 from bnfree.lightning_modules.training.loggers import (
@@ -93,8 +95,6 @@ def run_settings(subcommand: str, settings: RunSettings) -> TrainingCLI:
     Raises:
         InputError: a mistake in what the user gave.
     """
-    leave_out_messages(subcommand)
-    search_working_directory()
     try:
         return TrainingCLI([subcommand, *words_of(settings)])
     except MisconfigurationException as error:
@@ -112,15 +112,28 @@ def run_settings(subcommand: str, settings: RunSettings) -> TrainingCLI:
 class TrainingCLI(SteppedCLI):
     """Parses, builds and runs one subcommand.
 
+    To be inherited from as any LightningCLI: `add_arguments_to_parser` for options, `before_fit` and `after_fit` for
+    what comes before and after (call those of this class, too).
+
     Args:
-        arguments: subcommand and options.
+        arguments: subcommand and options; None: those of the script, `sys.argv`.
 
     Raises:
         InputError: a mistake in what the user gave.
+
+    Example:
+        >>> class OwnCommand(TrainingCLI):
+        ...     def add_arguments_to_parser(self, parser):
+        ...         super().add_arguments_to_parser(parser)
+        ...         parser.add_argument("--note", type=str, default="")
+        >>> OwnCommand(["fit", "--config", "quickstart", "--note", "as ever"])  # doctest: +SKIP
     """
 
-    def __init__(self, arguments: Sequence[str]) -> None:
-        self.arguments = with_directories(complete_arguments(arguments))
+    def __init__(self, arguments: Sequence[str] | None = None) -> None:
+        words = sys.argv[1:] if arguments is None else list(arguments)
+        leave_out_messages(words[0] if words else "fit")
+        search_working_directory()
+        self.arguments = with_directories(complete_arguments(words or ["--help"]))
         self.checkpoint: dict[str, Any] = {}
         self.checkpoint_path: str | None = None
         self.changes: Callback | None = None
@@ -246,6 +259,9 @@ class TrainingCLI(SteppedCLI):
             # Evaluating must not write over the metrics of the run.
             options["logger"] = False
         options["callbacks"] += [self.changes] if self.changes is not None else []
+        if self.subcommand == "fit":
+            states = self.checkpoint.get("callbacks", {})
+            options["callbacks"] += [LoggedMonitor(section.best_checkpoint, states), CalibrationNotice()]
         options["callbacks"].append(ClassNames(self.checkpoint, self.checkpoint_path, section[OPTION]))
         if self.subcommand == "fit":
             say_notes(self.model, options)

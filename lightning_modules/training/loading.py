@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
-from torch import nn
 
 from bnfree.errors import InputError
 from bnfree.lightning_modules.training.checkpoints import remembered_config
 from bnfree.lightning_modules.training.messages import say
+from bnfree.state_dicts import backbone_of
 from bnfree.tickets import is_ticket, read_ticket
 
 
@@ -38,8 +38,8 @@ def checkpoint_to_load(
         check_fits(model, content, path)
         return path
     ticket = read_ticket(content, f"ckpt_path={path!r}")
-    backbone = getattr(model, "backbone", None)
-    if not isinstance(backbone, nn.Module):
+    backbone = backbone_of(model)
+    if isinstance(backbone, LightningModule):
         raise InputError(f"ckpt_path={path!r} is a ticket, and {type(model).__name__} has no backbone to put it into.")
     if data is None:
         raise InputError(f"ckpt_path={path!r} is a ticket that does not say on which data; add --data or a --config.")

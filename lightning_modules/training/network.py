@@ -23,6 +23,7 @@ from bnfree.lightning_modules.training.config.parser import CommandParser, Parse
 from bnfree.lightning_modules.training.config.sources import complete_arguments, options_of
 from bnfree.lightning_modules.training.loading import check_weights
 from bnfree.lightning_modules.training.settings import FitSettings, words_of
+from bnfree.state_dicts import network_name
 from bnfree.tickets import is_ticket, read_ticket
 
 
@@ -129,9 +130,10 @@ def build_network(config: Namespace) -> tuple[nn.Module, str]:
         built = parser.instantiate_classes(Namespace(network=backbone if alone else config.model)).network
     except ValueError as error:
         raise first_cause(error) from None
-    if alone or not isinstance(getattr(built, "backbone", None), nn.Module):
-        return built, "backbone." if alone else ""
-    return built.backbone, "backbone."
+    if alone:
+        return built, "backbone."
+    name = network_name(built)
+    return (getattr(built, name), f"{name}.") if name else (built, "")
 
 
 def load_weights(network: nn.Module, prefix: str, path: str, weights_only: bool) -> None:

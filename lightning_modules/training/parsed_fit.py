@@ -9,8 +9,7 @@ from typing import Any
 import yaml
 from lightning.pytorch import LightningModule
 
-from bnfree.import_names import class_paths_of_today, search_working_directory
-from bnfree.lightning_modules.compat import leave_out_messages
+from bnfree.import_names import class_paths_of_today
 from bnfree.lightning_modules.training.command_line import TrainingCLI
 from bnfree.lightning_modules.training.config.explanations import first_cause
 from bnfree.lightning_modules.training.settings import FitSettings, words_of
@@ -106,6 +105,4 @@ def parse_fit(settings: FitSettings) -> ParsedFit:
     Raises:
         InputError: a mistake in what the user gave.
     """
-    leave_out_messages("fit")
-    search_working_directory()
     return ParsedFit(["fit", *words_of(settings)])

@@ -96,3 +96,26 @@ def make_trainer(tmp_path):
         return Trainer(callbacks=list(callbacks), **{**options, **kwargs})
 
     return make
+
+
+class ForeignModule(LightningModule):
+    """Somebody else's: the network is in `net`, beside a frozen teacher, and there is no `forward`."""
+
+    def __init__(self, network=None):
+        super().__init__()
+        self.net = ReActNet18(width=4) if network is None else network
+        self.old = nn.Linear(3, 3).requires_grad_(False)
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", self.training_step(batch, batch_idx))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.net.parameters(), lr=0.1)
+
+
+@pytest.fixture
+def foreign():
+    return ForeignModule

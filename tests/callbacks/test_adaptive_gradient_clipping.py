@@ -6,8 +6,10 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import nn
+from torchvision.models import resnet18
 
 from bnfree.callbacks import AdaptiveGradientClipping
+from bnfree.callbacks.adaptive_gradient_clipping import find_excluded
 from bnfree.errors import InputError
 
 
@@ -25,7 +27,8 @@ class Recorder(Callback):
         self.steps = []
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        self.steps.append({n: (p.detach().clone(), p.grad.clone()) for n, p in pl_module.named_parameters()})
+        trained = {n: p for n, p in pl_module.named_parameters() if p.grad is not None}
+        self.steps.append({n: (p.detach().clone(), p.grad.clone()) for n, p in trained.items()})
 
     def ratios(self, step=0):
         return {name: ratios(*pair) for name, pair in self.steps[step].items()}
@@ -119,11 +122,53 @@ def test_unknown_name_is_answered_with_the_nearest(run, name, nearest):
 
 
 def test_no_classifier_to_exclude_is_said(run):
-    backbone = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
-    with pytest.raises(InputError, match=r"exclude=None finds neither backbone\.classifier nor classifier"):
+    backbone = nn.Sequential(nn.Conv2d(3, 10, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(InputError, match=r"finds no classifier: .* its last layers are 'backbone\.0'.*empty list"):
         run(AdaptiveGradientClipping(), backbone)
     _, after = run(AdaptiveGradientClipping(clip_factor=1e-4, exclude=[]), backbone)
-    assert after.ratios()["backbone.1.weight"].max() <= 1e-4 * (1 + 1e-5)
+    assert after.ratios()["backbone.0.weight"].max() <= 1e-4 * (1 + 1e-5)
+
+
+def test_without_a_usual_name_it_is_the_last_linear_layer_in_use(run):
+    class Backwards(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.logits, self.features, self.spare = nn.Linear(6, 10), nn.Linear(192, 6), nn.Linear(2, 2)
+
+        def forward(self, images):
+            return self.logits(self.features(images.flatten(1)))
+
+    _, after = run(AdaptiveGradientClipping(clip_factor=1e-4), Backwards())
+    for step in range(2):
+        ratios = {n: r for n, r in after.ratios(step).items() if "spare" not in n}
+        assert ratios["backbone.features.weight"].max() <= 1e-4 * (1 + 1e-5)
+        assert ratios["backbone.logits.weight"].max() > 1e-3
+
+
+def test_timms_and_torchvisions_classifiers_are_found(classifier):
+    class Timms(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.last_layer = nn.Linear(2, 2), nn.Linear(2, 2)
+
+        def get_classifier(self):
+            return self.last_layer
+
+    for network, name in ((Timms(), "last_layer"), (resnet18(num_classes=3), "fc"), (vit_b_16_like(), "heads")):
+        assert find_excluded(classifier(network), None) == [(getattr(network, name), None)]
+
+
+def vit_b_16_like():
+    network = nn.Module()
+    network.encoder, network.heads = nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2))
+    return network
+
+
+def test_a_network_in_another_attribute_is_found(make_trainer, make_loader, foreign):
+    after = Recorder()
+    make_trainer(AdaptiveGradientClipping(clip_factor=1e-3), after).fit(foreign(), make_loader())
+    assert after.ratios()["net.classifier.weight"].max() > 2e-3
+    assert after.ratios()["net.stem.convolution.weight"].max() <= 1e-3 * (1 + 1e-5)
 
 
 @pytest.mark.parametrize("clip_factor", [None, 0])

@@ -110,7 +110,7 @@ def test_a_module_without_a_backbone_is_refused(make_trainer, make_loader, class
         def __init__(self):
             super().__init__(nn.Identity())
             del self.backbone
-            self.network = nn.Linear(1, 1)
+            self.first, self.second = nn.Linear(1, 1), nn.Linear(1, 1)
 
     with pytest.raises(InputError, match="Bare has no module backbone"):
         make_trainer(ChannelsLast()).fit(Bare(), make_loader())

@@ -292,7 +292,7 @@ def test_dense_run_has_density_one(classifier, make_trainer, make_loader):
     [
         ({"start": "signs"}, "start='signs' is not known"),
         ({"rewind_point": "late"}, "rewind_point='late' is not known"),
-        ({"score": "magnitude"}, "score='magnitude' is not known"),
+        ({"score": "hessian"}, "score='hessian' is not known"),
         ({"ticket": "nowhere.pt"}, "nowhere.pt"),
         ({"rewind_point": "2ep"}, "does not lie before the end of training"),
         ({"exclude": ["third"]}, "exclude='third' fits no convolution"),

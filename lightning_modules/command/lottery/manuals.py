@@ -41,8 +41,8 @@ The file:
     rate: 0.2                     #   share of the survivors that each level prunes, with
     levels: 3                     #   so many levels, or
     target_density: 0.05          #   down to this density
-    score: standardized           # what is kept: standardized, effective, latent, flip, snip, random, or
-                                  #   a class of your own, my_scores.MyScore; so are scopes
+    score: standardized           # what is kept: standardized, effective, latent, magnitude, flip, snip,
+                                  #   random, or a class of your own, my_scores.MyScore; so are scopes
     scope: global                 # ranked among: global, layer, filter, block32, block64
     include: ["body.*"]           # layers that are pruned (default: the convolutions of the residual units)
     exclude: ["body.0.*"]         # layers that stay dense

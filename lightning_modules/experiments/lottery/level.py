@@ -156,7 +156,7 @@ def _result(plan: LotteryPlan, level: Level, trained: FitResult, ticket: Ticket 
     """What a level's run directory, and the test after its fit, say."""
     checkpoint = read_trained(level.directory)
     network = plan.network(level.step1)
-    network.load_state_dict(network_state(checkpoint))
+    network.load_state_dict(network_state(checkpoint, network))
     values = validation_accuracies(level.directory)
     states = checkpoint.get("callbacks", {}).values()
     seconds = next((state["seconds"] for state in states if isinstance(state, dict) and "seconds" in state), 0.0)
@@ -173,7 +173,7 @@ def _result(plan: LotteryPlan, level: Level, trained: FitResult, ticket: Ticket 
         best_val_acc=max(values, default=None),
         test_acc=trained.test_metrics.get("test/acc"),
         test=trained.test_metrics,
-        weights_checksum=weights_checksum(network_state(checkpoint)),
+        weights_checksum=weights_checksum(network_state(checkpoint, network)),
         directory=level.directory,
     )
 

@@ -19,7 +19,7 @@ from bnfree.lightning_modules.experiments.lottery.plan import LotteryPlan
 from bnfree.lightning_modules.training.class_names import remembered_names
 from bnfree.lightning_modules.training.run_directory import CHECKPOINTS
 from bnfree.plugins import name_of, resolve
-from bnfree.state_dicts import plain_name, plain_names, read_checkpoint_file
+from bnfree.state_dicts import plain_name, read_checkpoint_file, weights_of
 from bnfree.tickets import (
     ControlledTicket,
     FlipCounts,
@@ -65,11 +65,9 @@ def read_rewind_point(path: Path) -> dict[str, Any]:
     return content
 
 
-def network_state(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights and masks of the network in a checkpoint, under its own names."""
-    state = plain_names(checkpoint["state_dict"])
-    own = {name.removeprefix("backbone."): value for name, value in state.items() if name.startswith("backbone.")}
-    return own or state
+def network_state(checkpoint: dict[str, Any], network: nn.Module) -> dict[str, Tensor]:
+    """The weights and masks of a network in a checkpoint, under its own names."""
+    return weights_of(network, checkpoint["state_dict"])
 
 
 def next_ticket(plan: LotteryPlan, seed: int, level: int, trained: Path, start: Snapshot, step1: bool) -> Ticket:
@@ -90,7 +88,7 @@ def next_ticket(plan: LotteryPlan, seed: int, level: int, trained: Path, start: 
     """
     settings, checkpoint = plan.settings, read_trained(trained)
     network = plan.network(step1)
-    network.load_state_dict(network_state(checkpoint))
+    network.load_state_dict(network_state(checkpoint, network))
     layers = plan.layers(network)
     masks = prune(
         network,
@@ -135,7 +133,7 @@ def carried_ticket(plan: LotteryPlan, found: Ticket, trained: Path) -> Ticket:
     """
     checkpoint = read_trained(trained)
     network = plan.network()
-    network.load_state_dict(network_state(checkpoint))
+    network.load_state_dict(network_state(checkpoint, network))
     details = {**found.details, "found_in": "step1"}
     return Ticket.of(
         network, score=found.score, scope=found.scope, density=found.density, level=found.level, source=found.source,
@@ -168,7 +166,7 @@ def control_ticket(plan: LotteryPlan, control: Any, seed: int, ticket: Ticket) -
     else:
         # What the ticket starts from lacks what was pruned before; the dense network has a weight everywhere.
         dense = read_trained(plan.folder(seed, 0, plan.finds_in_step1))
-        complete, own = _without_masks(network_state(dense)), _without_masks(ticket.state_dict)
+        complete, own = _without_masks(network_state(dense, network)), _without_masks(ticket.state_dict)
     draw = getattr(plugin, "draw", plugin)
     masks, start = draw(ControlledTicket(network, ticket.masks, own, complete, seed_of_draws))
     if plan.settings.rewind == "sign":
@@ -263,10 +261,11 @@ def write_start(rewind_point: dict[str, Any], ticket: Ticket, path: Path) -> Non
 
 def _with(state: dict[str, Tensor], weights: dict[str, Tensor], masks: Masks) -> dict[str, Tensor]:
     """A module's state dict with other weights of its network, and with masks, which the old one has not."""
-    prefix = "backbone." if any(name.startswith("backbone.") for name in state) else ""
+    first = next(iter(weights), next((f"{layer}.weight" for layer in masks), ""))
+    prefix = next((name.removesuffix(first) for name in map(plain_name, state) if f".{name}".endswith(f".{first}")), "")
     result = {}
     for name, value in state.items():
-        own = plain_name(name.removeprefix(prefix))
+        own = plain_name(name).removeprefix(prefix)
         layer = own.removesuffix(".weight")
         value = weights.get(own, value)
         if own.endswith(".weight") and layer in masks:

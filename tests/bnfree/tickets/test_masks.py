@@ -5,7 +5,16 @@ import pytest
 import torch
 
 from bnfree.errors import InputError
-from bnfree.tickets import apply, checksum, current_masks, pack_masks, prune, unpack_masks, zero_pruned
+from bnfree.tickets import (
+    apply,
+    checksum,
+    current_masks,
+    pack_masks,
+    prunable_layers,
+    prune,
+    unpack_masks,
+    zero_pruned,
+)
 
 BODY = [f"body.{i}.convolution" for i in range(3)]
 
@@ -152,3 +161,11 @@ def test_nothing_of_a_pruned_weight_is_left_and_nothing_comes_back(small_net, tr
     assert all((values == 0).all() for values in pruned_values())
     train(network, lambda _: optimizer, steps=10)
     assert all((values == 0).all() for values in pruned_values())
+
+
+def test_masks_of_numpy_are_refused_in_a_sentence(small_net):
+    network = small_net()
+    masks = {name: mask.numpy() for name, mask in prune(network, 0.5).items()}
+    with pytest.raises(InputError, match=r"masks\['body.0.convolution'\] is a ndarray and no tensor; torch.from_numpy"):
+        apply(network, masks)
+    assert all(layer.mask is None for layer in prunable_layers(network).values())

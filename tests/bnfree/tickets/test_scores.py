@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn.utils import prune as torch_prune
 
 from bnfree.errors import InputError
 from bnfree.tickets import Score, apply, prunable_layers, prune, score_weights
@@ -140,8 +141,8 @@ def test_a_new_score_is_a_subclass(small_net):
     ("options", "said"),
     [
         (
-            {"score": "magnitude"},
-            "score='magnitude' is not known; choose from standardized, effective, latent",
+            {"score": "hessian"},
+            "score='hessian' is not known; choose from standardized, effective, latent",
         ),
         ({"score": "standardised"}, "score='standardised' is not known; did you mean 'standardized'?"),
         (
@@ -170,3 +171,52 @@ def test_diverged_weights_are_refused_unless_they_are_pruned(small_net):
     mask[0, 0, 0, 0] = 0
     layer.set_mask(mask)
     assert score_weights(prunable_layers(network))[BODY[0]][0, 0, 0, 0] == -torch.inf
+
+
+def plain_copies(layers):
+    """Convolutions of torch with the same weights and masks."""
+    copies = {}
+    for name, layer in layers.items():
+        out, inside, height, width = layer.weight.shape
+        copies[name] = torch.nn.Conv2d(inside, out, (height, width), bias=False)
+        copies[name].weight.data.copy_(layer.weight.detach())
+        if layer.mask is not None:
+            torch_prune.custom_from_mask(copies[name], "weight", layer.mask)
+    return copies
+
+
+@pytest.mark.parametrize("density", [0.45, 0.1])
+def test_magnitude_and_global_are_global_unstructured_of_torch_and_open_lths_formula(layers, density):
+    total = sum(layer.weight.numel() for layer in layers.values())
+    left = sum(int(layer.mask.sum()) for layer in layers.values())
+    network = _holder(layers)
+    found = prune(network, density, score="magnitude", scope="global", layers=layers, min_per_filter=0)
+    copies = plain_copies(layers)
+    torch_prune.global_unstructured(
+        [(copy, "weight") for copy in copies.values()], torch_prune.L1Unstructured, amount=left - round(density * total)
+    )
+    assert all(torch.equal(found[name], copy.weight_mask.bool()) for name, copy in copies.items())
+    # open_lth, pruning/sparse_global.py: a weight stays if it is greater than the n-th of the sorted survivors.
+    survivors = torch.cat([layer.weight.detach().abs()[layer.mask] for layer in layers.values()])
+    fraction = 0.2
+    number = int(np.ceil(fraction * left))
+    threshold = survivors.sort().values[number]
+    theirs = {name: (layer.weight.detach().abs() > threshold) & layer.mask for name, layer in layers.items()}
+    kept = (left - number - 1) / total
+    ours = prune(network, kept, score="magnitude", scope="global", layers=layers, min_per_filter=0)
+    assert all(torch.equal(ours[name], theirs[name]) for name in layers)
+    divided = prune(network, kept, score="latent", scope="global", layers=layers, min_per_filter=0)
+    assert any(not torch.equal(divided[name], theirs[name]) for name in layers)
+
+
+def test_latent_and_layer_are_l1_unstructured_of_torch(layers):
+    found = prune(_holder(layers), 0.25, score="latent", scope="layer", layers=layers, min_per_filter=0)
+    for name, copy in plain_copies(layers).items():
+        left, total = int(layers[name].mask.sum()), layers[name].weight.numel()
+        torch_prune.l1_unstructured(copy, "weight", amount=left - int(found[name].sum()))
+        assert torch.equal(found[name], copy.weight_mask.bool())
+        assert int(found[name].sum()) == round(0.25 * total)
+
+
+def _holder(layers):
+    return torch.nn.ModuleList(layers.values())

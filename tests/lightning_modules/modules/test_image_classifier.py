@@ -4,10 +4,12 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 from torch.optim import SGD
 from torch.utils.data import DataLoader, TensorDataset
+from torchvision.models import resnet18
 
 from bnfree import tickets
 from bnfree.backbones import ReActNet18, ReActNetA
@@ -381,3 +383,34 @@ def test_a_network_that_torch_has_pruned_in_vain_is_refused(corners, make_traine
     prune.l1_unstructured(module.backbone.body[0][0].convolution, "weight", 0.5)
     with pytest.raises(InputError, match="nothing is pruned; prune with bnfree.callbacks.LotteryTicket"):
         make_trainer().fit(module, datamodule=corners)
+
+
+def test_a_network_pruned_by_torch_can_be_trained_where_that_prunes_something(corners, make_trainer):
+    backbone = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    prune.l1_unstructured(backbone[0], "weight", 0.5)
+    # What a forward pass leaves is no leaf, which torch does not copy.
+    backbone(torch.zeros(1, 3, 8, 8))
+    module = ImageClassifier(backbone, weight_decay_on="all")
+    assert "backbone" not in module.hparams
+    assert module.hparams.calibration == "full"
+    make_trainer(limit_val_batches=1).fit(module, datamodule=corners)
+    assert int((backbone[0].weight == 0).sum()) >= 108
+
+
+def test_classes_are_those_of_the_output_where_the_network_does_not_say(corners, make_trainer):
+    backbone = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    before, random = backbone[1].running_mean.clone(), torch.random.get_rng_state()
+    module = ImageClassifier(backbone, weight_decay_on="all")
+    assert (module.accuracies["val/acc"].num_classes, backbone.training) == (5, True)
+    assert torch.equal(backbone[1].running_mean, before)
+    assert torch.equal(torch.random.get_rng_state(), random)
+    with pytest.raises(InputError, match="backbone.num_classes=5 does not fit BrightCorners, whose num_classes is 4"):
+        make_trainer().fit(module, datamodule=corners)
+    with pytest.raises(InputError, match="Linear has no integer attribute num_classes, and gives no logits"):
+        ImageClassifier(nn.Linear(2, 2), weight_decay_on="all")
+
+
+@pytest.mark.parametrize("classes", [3, 101])
+def test_torchvisions_networks_are_backbones_as_they_are(classes):
+    module = ImageClassifier(resnet18(num_classes=classes))
+    assert ("val/acc5" in module.accuracies) == (classes > 100)

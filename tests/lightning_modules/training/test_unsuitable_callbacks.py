@@ -1,6 +1,7 @@
 """Callbacks that cannot work here are refused in a sentence before anything is trained."""
 
 import pytest
+import torch
 
 CALLBACKS = "--trainer.callbacks+="
 SMALL = ("--config=quickstart", "--data.limit_train=320", "--trainer.max_epochs=1", "--model.backbone.width=4")
@@ -11,6 +12,7 @@ SMALL = ("--config=quickstart", "--data.limit_train=320", "--trainer.max_epochs=
     [
         ([f"{CALLBACKS}bnfree.callbacks.WeightDynamics"], "holds WeightDynamics twice"),
         ([f"{CALLBACKS}LearningRateFinder"], "LearningRateFinder changes an attribute lr of the module"),
+        ([f"{CALLBACKS}BatchSizeFinder"], "BatchSizeFinder changes the batch size after the learning rate"),
         (
             [f"{CALLBACKS}ModelPruning", "--trainer.callbacks.pruning_fn=l1_unstructured"],
             "prune with bnfree.callbacks.LotteryTicket",
@@ -36,3 +38,17 @@ class _Missing:
 
     def __str__(self):
         return "Requirement 'wandb>=0.12.10' not met. HINT: Try running `pip install -U 'wandb>=0.12.10'`"
+
+
+@pytest.mark.slow
+def test_a_batch_size_is_found_at_a_constant_rate(project, bnfree):
+    finder = (
+        f"{CALLBACKS}BatchSizeFinder",
+        "--trainer.callbacks.max_trials=2",
+        "--trainer.callbacks.steps_per_trial=1",
+    )
+    assert bnfree("fit", *SMALL, *finder, "--model.lr_scheduler=null", "--run_dir=run")[0] == 0
+    last = torch.load("run/checkpoints/last.ckpt", weights_only=True)
+    # From 2, doubled twice at most; the whole training part of 320 images.
+    assert last["global_step"] in (320 // 4, 320 // 8)
+    assert last["optimizer_states"][0]["param_groups"][0]["lr"] == 0.005

@@ -19,7 +19,7 @@ def lottery(project):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--lottery.score=magnitude"], "score='magnitude' is not known"),
+        (["--lottery.score=hessian"], "score='hessian' is not known"),
         (["--lottery.scope=network"], "scope='network' is not known"),
         (["--lottery.rewind=late"], "lottery.rewind='late' is not known"),
         (["--lottery.rewind_point=late"], "rewind_point='late' is not known"),
