@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from bnfree.errors import InputError
 from bnfree.lean.cache import KeptWeight, prepare_or_reuse
-from bnfree.lean.convolution import LeanConvolution, LeanEffectiveWeight, compute_dtype, convolve_prepared
+from bnfree.lean.convolution import LeanConvolution, LeanEffectiveWeight, compute_dtype, convolve_prepared, is_narrow
 from bnfree.lean.geometry import Geometry
 from bnfree.lean.weights import PreparedWeight, WeightRule, prepare
 from bnfree.standardization import WeightSign, standardize_weight
@@ -208,6 +208,10 @@ class BinaryConv2d(nn.Module):
                 return LeanConvolution.apply(x, self.weight, self.gain, self.mask, self.rule, moves)[0]
             return convolve_prepared(x, self.prepared_weight(), moves, compute_dtype(x))
         geometry = (None, self.stride, self.padding, 1, self.groups)
+        dtype = compute_dtype(x)
+        if x.dim() == 4 and is_narrow(x, self.stride, dtype):
+            with torch.autocast("cpu", enabled=False):
+                return F.conv2d(x.float(), self.effective_weight().float(), *geometry).to(dtype)
         if not self.binary_weights:
             return F.conv2d(x, self.effective_weight().to(x.dtype), *geometry)
         # Scaled afterwards, because sums of -1, 0 and +1 are exact: they do not depend on the order of summation, which

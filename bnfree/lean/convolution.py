@@ -23,12 +23,25 @@ def convolve(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     return F.conv2d(x, weight, None, geometry.stride, geometry.padding, 1, geometry.groups)
 
 
+def is_narrow(x: Tensor, stride: int, dtype: torch.dtype) -> bool:
+    """Whether a convolution of an input like `x` in `dtype` must be differentiated in float32.
+
+    In 16 bits, oneDNN leaves a part of the weights' gradient unwritten where a step is wider than the input, as with
+    stride 2 at 1x1: what happened to be in memory (torch 2.11 to 2.14).
+    """
+    return x.device.type == "cpu" and dtype in (torch.bfloat16, torch.float16) and x.shape[-1] < stride
+
+
 def convolution_gradients(
     gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, need_x: bool, need_weight: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of `x` and of `weight` for that of the output, all of one dtype."""
     if not need_x and not need_weight:
         return None, None
+    if is_narrow(x, geometry.stride, x.dtype):
+        wide = (tensor.to(torch.float32) for tensor in (gradient, x, weight))
+        found = convolution_gradients(*wide, geometry, need_x, need_weight)  # type: ignore[arg-type]
+        return tuple(None if result is None else result.to(x.dtype) for result in found)  # type: ignore[return-value]
     results = torch.ops.aten.convolution_backward(
         gradient, x, weight, None, [geometry.stride] * 2, [geometry.padding] * 2, [1, 1], False, [0, 0],
         geometry.groups, [need_x, need_weight, False],

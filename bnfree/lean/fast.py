@@ -241,7 +241,29 @@ def _bf16_works() -> bool:
         return False
     assert grad_x is not None
     assert grad_weight is not None
-    return grad_x[0, 0, 4, 4].item() == 9 * 256 and grad_weight[0, 0, 1, 1].item() == 64
+    exact = grad_x[0, 0, 4, 4].item() == 9 * 256 and grad_weight[0, 0, 1, 1].item() == 64
+    return exact and all(_writes_all(size, stride) for size in (1, 2, 3) for stride in (1, 2))
+
+
+def _writes_all(size: int, stride: int) -> bool:
+    """Whether gradients in bfloat16 at small images are those of float32, with memory in which NaNs have been."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 2, (2, 16, size, size), generator=generator).mul_(2).sub_(1).float()
+    weight = torch.randint(0, 2, (16, 16, 3, 3), generator=generator).mul_(2).sub_(1).float()
+    gradient = torch.randint(-3, 4, (2, 16, -(-size // stride), -(-size // stride)), generator=generator).float()
+    tensors, geometry = (gradient, x, weight), Geometry(stride, 1, 1)
+    expected = convolution_gradients(*tensors, geometry, True, True)
+    halves = [tensor.to(torch.bfloat16) for tensor in tensors]
+    # As large as the gradients, and freed at once.
+    for _ in range(4):
+        poison = [torch.full_like(tensor, torch.nan) for tensor in (*halves, *tensors)]
+        del poison
+    found = convolution_gradients(halves[0], halves[1], halves[2], geometry, True, True)
+    # Not equal(): the sums are whole numbers and, rounded to 8 bits, up to one part in 256 away.
+    return all(
+        bool((a is not None and b is not None) and ((a.float() - b).abs() <= b.abs() / 256).all())
+        for a, b in zip(found, expected, strict=True)
+    )
 
 
 def _gpu_has_bf16() -> bool:
