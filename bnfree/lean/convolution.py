@@ -39,9 +39,9 @@ def convolution_gradients(
     if not need_x and not need_weight:
         return None, None
     if is_narrow(x, geometry.stride, x.dtype):
-        wide = (tensor.to(torch.float32) for tensor in (gradient, x, weight))
-        found = convolution_gradients(*wide, geometry, need_x, need_weight)  # type: ignore[arg-type]
-        return tuple(None if result is None else result.to(x.dtype) for result in found)  # type: ignore[return-value]
+        wide = [tensor.to(torch.float32) for tensor in (gradient, x, weight)]
+        of_x, of_weight = convolution_gradients(wide[0], wide[1], wide[2], geometry, need_x, need_weight)
+        return None if of_x is None else of_x.to(x.dtype), None if of_weight is None else of_weight.to(x.dtype)
     results = torch.ops.aten.convolution_backward(
         gradient, x, weight, None, [geometry.stride] * 2, [geometry.padding] * 2, [1, 1], False, [0, 0],
         geometry.groups, [need_x, need_weight, False],

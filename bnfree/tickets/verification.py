@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from bnfree.errors import InputError
+from bnfree.tickets.alignment import align
 from bnfree.tickets.keyed import check_key, mark_of
 from bnfree.tickets.ownership import LARGEST_SHARE, Signature, occupancy
 
@@ -32,13 +33,18 @@ class Verification:
     missing: tuple[str, ...]
     """Marked layers that the masks do not have, or not in the signed shape."""
 
+    aligned: bool = False
+    """Whether the mark was found after the channels had been put into the order of the signed masks."""
+
     @property
     def agreement(self) -> float:
         """Share of the bits that agree, 1 for an untouched mark."""
         return self.agreeing / self.bits
 
 
-def verify(masks: Mapping[str, Tensor], key: str, signature: Signature) -> Verification:
+def verify(
+    masks: Mapping[str, Tensor], key: str, signature: Signature, signed: Mapping[str, Tensor] | None = None
+) -> Verification:
     """Looks for the mark of a key.
 
     The p-value is the upper tail of the number of agreements of a key without a connection to the masks, whose kernels
@@ -50,10 +56,16 @@ def verify(masks: Mapping[str, Tensor], key: str, signature: Signature) -> Verif
     ask for a key and a message that were fixed beforehand, which the published commitment shows, or multiply the
     p-value by the number of trials.
 
+    A network computes the same with its channels in another order, in which the mark's places hold something else.
+    With the signed masks at hand, the channels are put back first (`bnfree.tickets.alignment`): by all kernels that the
+    key has not marked, so that the mark has no part in where they end, and a p-value means the same. The better of both
+    looks counts, at twice its p-value.
+
     Args:
         masks: the masks in question, further pruned or regrown perhaps.
         key: the key of the claim.
         signature: the signature of the claim, see `sign`.
+        signed: the masks that `sign` returned; None: looks in the order of `masks` only.
 
     Raises:
         InputError: a short key, none of the signed layers, or a signature that no `sign` has made.
@@ -66,24 +78,44 @@ def verify(masks: Mapping[str, Tensor], key: str, signature: Signature) -> Verif
             f"masks has none of the signed layers ({', '.join(signature.layers)}) in the signed shape; give masks of "
             "the same architecture."
         )
-    agreeing, bits, kernels, occupied, expected = 0, 0, 0, 0, 0.0
-    chances = torch.ones(1, dtype=torch.float64)
+    marks = {}
     for name, (filters, channels, count) in found.items():
         if not 0 < count <= LARGEST_SHARE * filters * channels:
             raise InputError(
                 f"signature speaks of {count} marked kernels among the {filters * channels} of {name!r}, which no "
                 "signature has; give the one that sign returned."
             )
-        indices, wanted = mark_of(key, signature.message, name, filters, channels, count)
+        places, bits = mark_of(key, signature.message, name, filters, channels, count)
+        marks[name] = (torch.tensor(places), torch.tensor(bits))
+    missing = tuple(name for name in signature.layers if name not in found)
+    plain = _look(masks, marks, missing)
+    if signed is None:
+        return plain
+    left_out = {}
+    for name, (indices, _) in marks.items():
+        left_out[name] = torch.zeros(masks[name].shape[:2], dtype=torch.bool)
+        left_out[name].view(-1)[indices] = True
+    boolean, known = ({name: mask.detach().cpu().bool() for name, mask in m.items()} for m in (masks, signed))
+    aligned = replace(_look(align(boolean, known, left_out), marks, missing), aligned=True)
+    better = min(plain, aligned, key=lambda look: look.p_value)
+    return replace(better, p_value=min(1.0, 2 * better.p_value))
+
+
+def _look(
+    masks: Mapping[str, Tensor], marks: Mapping[str, tuple[Tensor, Tensor]], missing: tuple[str, ...]
+) -> Verification:
+    """Looks in the order that the channels have."""
+    agreeing, bits, kernels, occupied, expected = 0, 0, 0, 0, 0.0
+    chances = torch.ones(1, dtype=torch.float64)
+    for name, (indices, wanted) in marks.items():
         there = occupancy(masks[name].detach().cpu()).flatten()
-        agreeing += int((there[torch.tensor(indices)] == torch.tensor(wanted)).sum())
-        share, ones = there.double().mean().item(), sum(wanted)
+        agreeing += int((there[indices] == wanted).sum())
+        share, count, ones = there.double().mean().item(), len(wanted), int(wanted.sum())
         bits, kernels, occupied = bits + count, kernels + len(there), occupied + int(there.sum())
         for trials, probability in ((ones, share), (count - ones, 1 - share)):
             expected += trials * probability
             chances = _convolve(chances, _binomial(trials, probability))
     p_value = min(float(chances[agreeing:].sum()), 1.0)
-    missing = tuple(name for name in signature.layers if name not in found)
     return Verification(bits, agreeing, expected, p_value, occupied / kernels, missing)
 
 

@@ -202,7 +202,7 @@ def verify_ticket_file(
     owner = suspect if signed is None else read_ticket_file(signed)
     given = f"ticket={str(ticket)!r}" if signed is None else f"signed={str(signed)!r}"
     signature = _signature(owner.ticket if isinstance(owner, TicketFile) else None, given)
-    found = verify(suspect.masks, secret, signature)
+    found = verify(suspect.masks, secret, signature, None if signed is None else owner.masks)
     return VerifiedTicket(
         suspect=suspect,
         signature=signature,
