@@ -202,7 +202,12 @@ class Moments:
             if self.comes():
                 whole = io.BytesIO()
                 save(content, whole)
-                Path(file).write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
+                half = whole.getvalue()[: len(whole.getvalue()) // 2]
+                if hasattr(file, "write"):
+                    file.write(half)
+                    file.flush()
+                else:
+                    Path(file).write_bytes(half)
                 os.kill(os.getpid(), signal.SIGKILL)
             save(content, file, *arguments, **options)
 
@@ -437,7 +442,10 @@ def main() -> int:
     counts = {}
     for index, name in enumerate(options.cases):
         moments = random.Random(options.seed * 1000 + index)
-        counts[name] = try_case(name, -(-options.kills // len(options.cases)), moments, directory / name)
+        try:
+            counts[name] = try_case(name, -(-options.kills // len(options.cases)), moments, directory / name)
+        except RuntimeError as error:
+            counts[name] = Count(differences=str(error).splitlines())
         count = counts[name]
         print(f"| {name} | {count.kills} | {count.runs} | {len(count.differences)} |", flush=True)
         for line in count.differences[:8]:
