@@ -365,7 +365,8 @@ class ImageClassifier(LightningModule):
 
     def _log_metrics(self, stage: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         mean = cast(MeanMetric, self.losses[f"{stage}/loss"])
-        mean.update(loss, weight=len(labels))
+        # Once for each image: a MeanMetric that takes NaN as it is ignores weights (torchmetrics 1.9).
+        mean.update(loss.expand(len(labels)))
         self.log(f"{stage}/loss", mean, on_step=False, on_epoch=True, batch_size=len(labels))
         # The largest of logits that are not finite is no answer: such an image counts as wrong.
         wrong = -F.one_hot(labels, logits.shape[1]).to(logits.dtype)

@@ -14,6 +14,7 @@ from torchvision.models import resnet18
 from bnfree import tickets
 from bnfree.backbones import ReActNet18, ReActNetA
 from bnfree.calibration import calibrate
+from bnfree.datamodules import DigitsDataModule
 from bnfree.errors import InputError
 from bnfree.lightning_modules import ImageClassifier
 
@@ -230,6 +231,17 @@ def test_a_resumed_run_equals_an_uninterrupted_one(corners, make_trainer, tmp_pa
     assert seen_after.metrics == seen.metrics[stop_after:]
     for name, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
+
+
+def test_the_loss_of_an_evaluation_is_the_mean_over_images_however_they_are_batched(make_trainer):
+    module = ImageClassifier(ReActNet18(num_classes=10, in_channels=1, width=4))
+    torch.nn.init.normal_(module.backbone.classifier.weight)
+    options = [{"batch_size": size, "val_split": 33} for size in (33, 16, 7)]
+    whole, *others = (
+        make_trainer().validate(module, datamodule=DigitsDataModule(**given), verbose=False)[0]["val/loss"]
+        for given in options
+    )
+    assert others == pytest.approx([whole, whole], rel=1e-4)
 
 
 def test_checkpoints_hold_primitives_and_load_safely(corners, make_trainer, tmp_path):
