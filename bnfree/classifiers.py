@@ -81,6 +81,32 @@ def num_classes_of(network: nn.Module) -> int | None:
     given = getattr(network, "num_classes", None)
     if isinstance(given, int):
         return given
+    found = _tried(network)
+    return None if found is None else found[1]
+
+
+def in_channels_of(network: nn.Module) -> int | None:
+    """The number of channels of the images that anybody's network takes; None if it cannot be known.
+
+    That is its integer attribute `in_channels`, or else that of its first convolution if such an image goes through the
+    network, which is left as it was.
+
+    Args:
+        network: from images (N, C, H, W) to logits (N, num_classes).
+
+    Example:
+        >>> in_channels_of(nn.Sequential(nn.Conv2d(3, 7, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+        3
+    """
+    given = getattr(network, "in_channels", None)
+    if isinstance(given, int):
+        return given
+    found = _tried(network)
+    return None if found is None else found[0]
+
+
+def _tried(network: nn.Module) -> tuple[int, int] | None:
+    """Channels of an image and width of the logits that it gives; None if no image of a usual size goes through."""
     first = next((module for module in network.modules() if isinstance(module, _ConvNd)), None)
     like = next((p for p in network.parameters() if p.is_floating_point()), None)
     if first is None or like is None or nn.parameter.is_lazy(like):
@@ -97,7 +123,7 @@ def num_classes_of(network: nn.Module) -> int | None:
                     # Not of this size: a network that flattens its images takes one alone.
                     continue
                 if isinstance(output, Tensor) and output.dim() == 2:
-                    return int(output.shape[1])
+                    return first.in_channels, int(output.shape[1])
     finally:
         for module, training in modes:
             module.training = training

@@ -18,7 +18,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from bnfree.calibration import calibrate, calibrate_gains, calibrate_stem, first_images, is_calibrated
-from bnfree.classifiers import num_classes_of
+from bnfree.classifiers import in_channels_of, num_classes_of
 from bnfree.errors import InputError
 from bnfree.lean.fast import check_available
 from bnfree.lightning_modules.modules.frozen import Freeze, evaluate_frozen, freeze_parameters
@@ -240,11 +240,12 @@ class ImageClassifier(LightningModule):
             ("num_classes", getattr(data, "num_classes", None), "num_classes"),
             ("image_shape[0]", (getattr(data, "image_shape", None) or (None,))[0], "in_channels"),
         ):
-            value = self._num_classes() if name == "num_classes" else getattr(self.backbone, name, None)
+            value = self._num_classes() if name == "num_classes" else in_channels_of(self.backbone)
             if data_value is not None and value is not None and value != data_value:
                 raise InputError(
                     f"backbone.{name}={value} does not fit {type(data).__name__}, whose {data_name} is {data_value}: "
-                    f"set model.init_args.backbone.init_args.{name} to {data_value}."
+                    f"set model.init_args.backbone.init_args.{name} to {data_value}"
+                    f"{'' if hasattr(self.backbone, name) else ', or take a network with such an argument'}."
                 )
         if stage == "fit":
             follows = self.lr_scheduler is not None or self.learning_rate_scaling != "none"

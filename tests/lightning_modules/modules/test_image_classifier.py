@@ -418,6 +418,9 @@ def test_classes_are_those_of_the_output_where_the_network_does_not_say(corners,
     assert torch.equal(torch.random.get_rng_state(), random)
     with pytest.raises(InputError, match="backbone.num_classes=5 does not fit BrightCorners, whose num_classes is 4"):
         make_trainer().fit(module, datamodule=corners)
+    grey = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(InputError, match=r"backbone.in_channels=1 does not fit BrightCorners, .* take a network with"):
+        make_trainer().fit(ImageClassifier(grey, weight_decay_on="all"), datamodule=corners)
     with pytest.raises(InputError, match="Linear has no integer attribute num_classes, and gives no logits"):
         ImageClassifier(nn.Linear(2, 2), weight_decay_on="all")
 
