@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from bnfree.callbacks.calibration import Calibration
     from bnfree.callbacks.channels_last import ChannelsLast
     from bnfree.callbacks.compiled_backbone import CompiledBackbone
+    from bnfree.callbacks.confusion_matrix import ConfusionMatrix
     from bnfree.callbacks.early_bird import EarlyBird
     from bnfree.callbacks.keep_freed_memory import KeepFreedMemory
     from bnfree.callbacks.lottery_ticket import LotteryTicket
@@ -30,6 +31,7 @@ __all__ = [
     "Calibration",
     "ChannelsLast",
     "CompiledBackbone",
+    "ConfusionMatrix",
     "EarlyBird",
     "KeepFreedMemory",
     "LotteryTicket",
@@ -47,6 +49,7 @@ _MODULES = {
     "Calibration": "bnfree.callbacks.calibration",
     "ChannelsLast": "bnfree.callbacks.channels_last",
     "CompiledBackbone": "bnfree.callbacks.compiled_backbone",
+    "ConfusionMatrix": "bnfree.callbacks.confusion_matrix",
     "KeepFreedMemory": "bnfree.callbacks.keep_freed_memory",
     "EarlyBird": "bnfree.callbacks.early_bird",
     "LotteryTicket": "bnfree.callbacks.lottery_ticket",

@@ -166,7 +166,11 @@ def leave_out_messages(subcommand: str) -> None:
 
 def _is_worth_reading(record: logging.LogRecord) -> bool:
     message = record.getMessage()
-    of_no_use = ("Trainer already configured with model summary", "TPU available: False")
+    of_no_use = (
+        "Trainer already configured with model summary",
+        "TPU available: False",
+        "Loading `train_dataloader` to estimate",
+    )
     return "Tip:" not in message and not message.startswith(of_no_use)
 
 

@@ -15,7 +15,7 @@ from bnfree.lightning_modules.deployment.packed_files import (
 from bnfree.lightning_modules.training.class_names import OPTION
 from bnfree.lightning_modules.training.config.parser import CommandParser, build_data
 from bnfree.lightning_modules.training.config.sources import take_positionals, values_of
-from bnfree.lightning_modules.training.messages import say
+from bnfree.lightning_modules.training.messages import result_line, say
 from bnfree.lightning_modules.training.network import add_network_arguments, parse
 
 TEST = """Tests a packed network on the test images of a data module, which --data or the data section of a
@@ -57,7 +57,7 @@ def run_test(arguments: Sequence[str]) -> None:
             "--data=bnfree.datamodules.CIFAR10DataModule --data.data_dir=DIR."
         )
     for name, value in accuracy_of_packed(network, build_data(config), bool(config.get(OPTION))).items():
-        say(f"{name}: {value:.4f}")
+        say(result_line(name, value))
 
 
 def add_engine(parser: ActionParser) -> None:

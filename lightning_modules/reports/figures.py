@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, which colour-blind readers tell apart, without the yellow that is too pale for lines.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GREY = "#555555"
+LEADER = "#999999"
 DPI = 150
 FONT_SIZE = 9.0
 
@@ -44,10 +45,10 @@ def write_at_ends(axes: Axes, labels: list[EndLabel], height: float) -> None:
     ends = [to_fraction.transform((label.x, label.y)) for label in labels]
     sizes = [(label.text.count("\n") + 1) * 1.3 * FONT_SIZE / height for label in labels]
     places = spread([float(y) for _, y in ends], sizes)
-    for label, (x, _), place in zip(labels, ends, places, strict=True):
-        leader = {"arrowstyle": "-", "color": label.color, "lw": 0.8, "shrinkA": 1, "shrinkB": 2, "relpos": (0, 0.5)}
-        # From a line that ends early it is long, and must not look like more of the line.
-        leader["linestyle"] = "-" if x > 0.95 else ":"
+    for label, place in zip(labels, places, strict=True):
+        # Pale, thin and dotted: in the colour of its line it would look like more of the line.
+        leader = {"arrowstyle": "-", "color": LEADER, "lw": 0.6, "linestyle": ":", "shrinkA": 3, "shrinkB": 2}
+        leader["relpos"] = (0, 0.5)
         axes.annotate(
             label.text,
             xy=(label.x, label.y),

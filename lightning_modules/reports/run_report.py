@@ -9,6 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bnfree.errors import InputError
+from bnfree.lightning_modules.reports.confusion import (
+    MOST_DRAWN,
+    Confusion,
+    class_rows,
+    draw_confusion,
+    read_confusion,
+)
 from bnfree.lightning_modules.reports.documents import (
     REPORT,
     ReportResult,
@@ -28,6 +35,7 @@ from bnfree.lightning_modules.reports.summaries import MISSING, Summary, duratio
 from bnfree.lightning_modules.training.run_directory import choose_run_directory
 
 FIGURE = "report.png"
+CONFUSION = "confusion.png"
 MARK = "<!-- bnfree report of "
 
 
@@ -59,23 +67,29 @@ def report_runs(
     comparison = compare_runs(found, labels)
     directory = _output(output, [run.directory for run in found])
     title = title or _title(comparison)
-    png, text = save_png(draw_runs(comparison.groups, title)), runs_markdown(comparison, title, directory).encode()
-    write_files(directory, {FIGURE: png, REPORT: text}, "output", "give another directory with --output.")
+    # Of several runs there is no one matrix.
+    confusion = read_confusion(found[0].stages[-1].directory) if len(found) == 1 else None
+    files = {FIGURE: save_png(draw_runs(comparison.groups, title))}
+    if confusion is not None and len(confusion.names) <= MOST_DRAWN:
+        files[CONFUSION] = save_png(draw_confusion(confusion))
+    text = runs_markdown(comparison, title, directory, confusion).encode()
+    write_files(directory, {**files, REPORT: text}, "output", "give another directory with --output.")
     return RunsReport(
         path=directory / REPORT,
-        figures=(directory / FIGURE,),
+        figures=tuple(directory / name for name in files),
         rows=rows_by_heading(result_rows(comparison.groups)),
         groups=tuple(comparison.groups),
     )
 
 
-def runs_markdown(comparison: RunComparison, title: str, directory: Path) -> str:
+def runs_markdown(comparison: RunComparison, title: str, directory: Path, confusion: Confusion | None = None) -> str:
     """The text of `report.md`.
 
     Args:
         comparison: the groups of runs.
         title: the heading.
         directory: where the report goes; links to the runs are relative to it.
+        confusion: of the one run's test.
     """
     groups = comparison.groups
     parts = [f"# {title}", *markdown_image(title, FIGURE), markdown_table(result_rows(groups))]
@@ -86,6 +100,10 @@ def runs_markdown(comparison: RunComparison, title: str, directory: Path) -> str
         parts += ["## Stages", markdown_table(_stages(groups))]
     if comparison.settings:
         parts += ["## Settings that differ", markdown_table(_settings(comparison))]
+    if confusion is not None:
+        parts.append("## Classes")
+        parts += markdown_image("Confusion matrix", CONFUSION) if len(confusion.names) <= MOST_DRAWN else []
+        parts.append(markdown_table(class_rows(confusion)))
     parts += ["## Runs", *markdown_list([_links(group, directory) for group in groups])]
     runs = [relative_link(run.directory, directory) for group in groups for run in group.runs]
     return "\n\n".join(parts) + f"\n\n{_mark(runs)}\n"

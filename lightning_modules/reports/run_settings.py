@@ -94,14 +94,35 @@ def differing_settings(settings: list[dict[Key, Any]]) -> dict[Key, list[Any]]:
 
 
 def setting_labels(settings: list[dict[Key, Any]]) -> list[str]:
-    """A label for each run by what sets it apart, with as few settings as possible; may be equal for equal settings."""
+    """A label for each run by what sets it apart; may be equal for equal settings.
+
+    Up to three settings are all named: a reader who is told one of two factors takes it for the cause. Of more, as few
+    as tell the runs apart; the table of settings has them all.
+    """
     table = differing_settings(settings)
     wanted = len({repr(sorted(one.items(), key=repr)) for one in settings})
+    factors = _factors(table)
+    if 0 < len(factors) <= MOST_WORDS and _distinct(table, factors) == wanted:
+        return _words(table, factors)
     for size in range(1, MOST_WORDS + 1):
         choices = [keys for keys in combinations(table, size) if _distinct(table, keys) == wanted]
         if choices:
             return _words(table, min(choices, key=lambda keys: _cost(table, keys)))
     return _words(table, tuple(table)[:MOST_WORDS]) if table else ["" for _ in settings]
+
+
+def _factors(table: dict[Key, list[Any]]) -> tuple[Key, ...]:
+    """The settings that somebody has chosen: what comes and goes with a class or a stage is no factor beside it."""
+    lacking = {key: tuple(value == MISSING for value in values) for key, values in table.items()}
+    return tuple(
+        (stage, name)
+        for stage, name in table
+        if (stage, name) != ("", "stages")
+        and not any(
+            any(lacking[stage, name]) and lacking[other] == lacking[stage, name] and name.startswith(f"{other[1]}.")
+            for other in table
+        )
+    )
 
 
 def _distinct(table: dict[Key, list[Any]], keys: tuple[Key, ...]) -> int:

@@ -46,7 +46,7 @@ from bnfree.lightning_modules.training.config.explanations import (
     first_cause,
 )
 from bnfree.lightning_modules.training.config.parser import ALWAYS_ON, CommandParser, ParseFailure, add_arguments
-from bnfree.lightning_modules.training.config.sources import complete_arguments, config_files, is_local
+from bnfree.lightning_modules.training.config.sources import complete_arguments, config_files, is_local, values_of
 from bnfree.lightning_modules.training.default_callbacks import SavedConfig, default_callbacks
 from bnfree.lightning_modules.training.exact_loops import make_resumable
 from bnfree.lightning_modules.training.foreign_modules import CalibrationNotice, LoggedMonitor
@@ -62,7 +62,7 @@ from bnfree.lightning_modules.training.loggers import (
     open_wandb_run,
     with_directories,
 )
-from bnfree.lightning_modules.training.messages import say, say_where_things_are
+from bnfree.lightning_modules.training.messages import result_line, say, say_where_things_are
 from bnfree.lightning_modules.training.notes import FoundData, say_notes
 from bnfree.lightning_modules.training.settings import RunSettings, words_of
 from bnfree.lightning_modules.training.tested_data import TestedData
@@ -266,6 +266,8 @@ class TrainingCLI(SteppedCLI):
         if self.subcommand == "fit":
             say_notes(self.model, options)
             options["callbacks"] += [TestedData(), FoundData()] if self._tests_after_fit() else [FoundData()]
+            if self._tests_after_fit() and self.run_directory is not None:
+                options["callbacks"].append(bnfree.callbacks.ConfusionMatrix())
         if self.subcommand == "predict":
             self._add_prediction_writer(options)
         try:
@@ -304,6 +306,10 @@ class TrainingCLI(SteppedCLI):
     def run_subcommand(self, subcommand: str) -> None:
         """Runs it; what a logger's service complains of is the user's to put right."""
         earlier_run = open_wandb_run()
+        # Lightning's table has sixteen digits.
+        own_lines = subcommand in ("validate", "test") and not values_of(self.arguments, "--verbose")
+        if own_lines:
+            self.config_init[subcommand].verbose = False
         try:
             super().run_subcommand(subcommand)
         except Exception as error:
@@ -312,6 +318,9 @@ class TrainingCLI(SteppedCLI):
             raise InputError(f"trainer.logger: {' '.join(str(error).split())}") from error
         finally:
             finish_wandb_runs(self.trainer.loggers, earlier_run)
+        if own_lines:
+            for name, value in self.trainer.callback_metrics.items():
+                say(result_line(name, float(value)))
 
     def after_fit(self) -> None:
         """Says where things are, and evaluates the best checkpoint if the config asks for it."""
@@ -331,7 +340,7 @@ class TrainingCLI(SteppedCLI):
         results = self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         self.test_results = {name: float(value) for name, value in (results or [{}])[0].items()}
         for name, value in self.test_results.items():
-            say(f"{name}: {value:.4f} ({'best checkpoint' if best_path else 'last weights'})")
+            say(f"{result_line(name, value)} ({'best checkpoint' if best_path else 'last weights'})")
 
     def _load_weights(self, path: str) -> None:
         """Loads what `bnfree test` of the file would: through a Trainer, callbacks of training would have a say.

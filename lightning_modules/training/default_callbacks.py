@@ -10,10 +10,13 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressBar, TQDMProgressBar
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch.nn import UninitializedParameter
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from bnfree.callbacks.non_finite_stop import NonFiniteStop
 from bnfree.callbacks.throughput import Throughput
 from bnfree.files import whole_file
+from bnfree.lightning_modules.training.messages import say
 from bnfree.lightning_modules.training.run_directory import CHECKPOINTS, config_to_write
 
 
@@ -36,11 +39,11 @@ def default_callbacks(options: dict[str, Any], always_on: list[Callback], direct
         callbacks.append(Throughput())
     if options.get("enable_progress_bar") is None and not _has(callbacks, ProgressBar):
         options["enable_progress_bar"] = sys.stdout.isatty()
-        callbacks += [] if sys.stdout.isatty() else [EpochLines()]
+        callbacks.append(EpochLines())
     if options.get("enable_progress_bar") and not _has(callbacks, ProgressBar):
         callbacks.append(TQDMProgressBar())
     if options.get("enable_model_summary") is not False and not _has(callbacks, ModelSummary):
-        callbacks.append(ModelSummary())
+        callbacks.append(SizeLine())
     for callback in always_on:
         if isinstance(callback, ModelCheckpoint):
             if options.get("enable_checkpointing") is False or callback.save_top_k == 0:
@@ -58,8 +61,21 @@ def _has(callbacks: list[Callback], kind: type) -> bool:
     return any(isinstance(callback, kind) for callback in callbacks)
 
 
+class SizeLine(ModelSummary):
+    """Only observes: says how many parameters the network has, in one line.
+
+    Lightning's table has a row for each loss and metric, and a column of operations that are not counted.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Says it."""
+        network = getattr(pl_module, "backbone", pl_module)
+        numbers = [p.numel() for p in pl_module.parameters() if not isinstance(p, UninitializedParameter)]
+        say(f"{type(network).__name__}: {sum(numbers):,} parameters.")
+
+
 class EpochLines(Callback):
-    """Only observes: prints one line for each epoch, where the many lines of a progress bar would flood a log."""
+    """Only observes: prints one line for each epoch, which also stays where a progress bar is wiped out."""
 
     def __init__(self) -> None:
         self._start = 0.0
@@ -80,7 +96,12 @@ class EpochLines(Callback):
         shown = "  ".join(f"{name} {float(metrics[name]):.4f}" for name in names)
         total = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
         seconds = time.monotonic() - self._start
-        print(f"epoch {trainer.current_epoch + 1}{total}  {shown}  ({seconds:.1f} s{_throughput(trainer)})", flush=True)
+        line = f"epoch {trainer.current_epoch + 1}{total}  {shown}  ({seconds:.1f} s{_throughput(trainer)})"
+        if sys.stdout.isatty():
+            # Above the bar, which would else end in the middle of the line.
+            tqdm.write(line)
+        else:
+            print(line, flush=True)
 
 
 def _throughput(trainer: Trainer) -> str:

@@ -16,6 +16,17 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
+def result_line(name: str, value: float) -> str:
+    """A metric of an evaluation, accuracies in percent.
+
+    Example:
+        >>> result_line("test/acc", 0.93612)
+        'test/acc: 93.61 %'
+    """
+    is_share = name.rpartition("/")[2] in ("acc", "acc5")
+    return f"{name}: {100 * value:.2f} %" if is_share else f"{name}: {value:.4f}"
+
+
 def say_where_things_are(directory: Path, best: ModelCheckpoint | None) -> None:
     """Prints the run directory and what is in it.
 

@@ -17,9 +17,22 @@ from bnfree.lightning_modules.reports.runs import read_run
         ([{"model__init_from": "a/last.ckpt"}, {"seed": 1, "model__init_from": "b/last.ckpt"}], []),
         ([{}, {"seed": 1, "model__init_from": "b/best.ckpt"}], ["init_from=null", "init_from=best"]),
         ([{}, {"model__backbone__binary_weights": False}], ["binary_weights=true", "binary_weights=false"]),
-        # The network says more than what was chosen for it.
+        # Whoever is told one of three factors takes it for the cause.
         (
             [{}, {"model__backbone__norm": "none", "model__optimizer__lr": 0.001, "trainer__max_epochs": 5}],
+            ["norm=bn_free, lr=0.005, max_epochs=4", "norm=none, lr=0.001, max_epochs=5"],
+        ),
+        # Of four the network says more than what was chosen for it.
+        (
+            [
+                {},
+                {
+                    "model__backbone__norm": "none",
+                    "model__optimizer__lr": 0.001,
+                    "trainer__max_epochs": 5,
+                    "data_dir": "data/letters",
+                },
+            ],
             ["norm=bn_free", "norm=none"],
         ),
         # What most of them have goes without saying.

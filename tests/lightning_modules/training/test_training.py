@@ -28,7 +28,7 @@ def test_fit_fills_its_run_directory_says_where_and_tests(project, bnfree):
         f"Best checkpoint: runs/toy/{run.name}/checkpoints/best.ckpt (val/acc 0.",
         f"Last checkpoint: runs/toy/{run.name}/checkpoints/last.ckpt",
         f"tensorboard --logdir runs/toy/{run.name}",
-        "test/acc: 0.",
+        " % (best checkpoint)",
         "epoch 2/2  train/loss ",
     ):
         assert line in out
@@ -89,7 +89,7 @@ def test_evaluation_needs_the_checkpoint_alone(trained, project, bnfree, form):
         code, out, _ = bnfree(subcommand, "--ckpt_path", path, *data)
         assert code == 0
         assert name in out
-        assert f"{float(best):.4f}".rstrip("0") in out
+        assert f"{name}: {100 * float(best):.2f} %" in out
     assert files == set(trained.rglob("*"))
 
 
