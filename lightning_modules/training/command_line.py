@@ -109,6 +109,17 @@ def run_settings(subcommand: str, settings: RunSettings) -> TrainingCLI:
         os.environ.pop(run_directory.SHARED, None)
 
 
+class _Held(ExitStack):
+    """What a run holds until its end.
+
+    Averaging of weights copies the module with all that it leads to, which is this command, too.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Held:
+        """The same: nothing is held twice."""
+        return self
+
+
 class TrainingCLI(SteppedCLI):
     """Parses, builds and runs one subcommand.
 
@@ -140,7 +151,7 @@ class TrainingCLI(SteppedCLI):
         self.text = ""
         self.run_directory: Path | None = None
         # What ends with the run: its claim to the directory.
-        self.held = ExitStack()
+        self.held = _Held()
         self.fit_metrics: dict[str, float] = {}
         self.test_results: dict[str, float] = {}
         description = {"description": COMPOSITION}
