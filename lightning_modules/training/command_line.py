@@ -168,6 +168,10 @@ class TrainingCLI(SteppedCLI):
                 auto_configure_optimizers=False,
             )
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> TrainingCLI:
+        """Itself: averaged weights copy a module, whose optimizer's factory knows the parser, which knows this."""
+        return self
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds `bnfree`'s own options."""
         add_arguments(parser)
