@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnfree import checksums
+from bnfree import checksums, file_bounds
 from bnfree.errors import InputError
 
 
@@ -91,7 +91,10 @@ def read_checkpoint_file(path: str | os.PathLike[str], given: str) -> Any:
         raise InputError(f"{given} is not a file; give a checkpoint.")
     try:
         checksums.check(path, given)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        file_bounds.check_archive(path, given)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        file_bounds.check_tensors(content, given)
+        return content
     except InputError:
         raise
     except Exception as error:

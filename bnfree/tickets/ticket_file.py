@@ -157,9 +157,12 @@ def read_ticket(content: object, given: str) -> Ticket:
             config={key: content[key] for key in (*CONFIG_KEYS, NAMES_KEY) if key in content},
             **content["found"],
         )
+        problem = _problem(ticket)
+        if problem is not None:
+            raise InputError(f"{given} is no sound ticket: {problem}; give an undamaged copy.")
         sums = {"masks": ticket.checksum, "content": _content_checksum(ticket)}
         damaged = [what for what, value in sums.items() if content["checksums"][what] != value]
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (KeyError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
         raise InputError(
             f"{given} is an incomplete ticket ({type(error).__name__}); give an undamaged copy."
         ) from error
@@ -172,6 +175,27 @@ def read_ticket(content: object, given: str) -> Ticket:
             "undamaged copy."
         )
     return ticket
+
+
+def _problem(ticket: Ticket) -> str | None:
+    """What is wrong with a ticket whose checksums may be right; None: nothing."""
+    kinds = {"score": str, "scope": str, "density": int | float, "level": int, "source": str, "details": dict}
+    for name, kind in kinds.items():
+        if not isinstance(getattr(ticket, name), kind):
+            return f"its {name} is of the type {type(getattr(ticket, name)).__name__}"
+    states = [ticket.state_dict, *([] if ticket.rewind is None else [ticket.rewind])]
+    for state in states:
+        for name, tensor in state.items():
+            if not isinstance(name, str) or not isinstance(tensor, Tensor):
+                return f"{name!r} is no tensor"
+    if not ticket.masks:
+        return "it has no mask"
+    for name, mask in ticket.masks.items():
+        if mask.dtype != torch.bool or mask.dim() < 2 or mask.numel() == 0:
+            return f"the mask of {name} is {mask.dtype} of shape {tuple(mask.shape)}"
+        if any(getattr(state.get(f"{name}.weight"), "shape", None) != mask.shape for state in states):
+            return f"the mask of {name} has another shape than its weight"
+    return None
 
 
 def _content_checksum(ticket: Ticket) -> str:

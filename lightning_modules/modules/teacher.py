@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from bnfree import trust
 from bnfree.errors import InputError
+from bnfree.file_bounds import bounded_network
 from bnfree.import_names import class_path_of_today
 from bnfree.lightning_modules.modules.initial_weights import load_initial_weights
 from bnfree.lightning_modules.modules.torchvision_network import TorchvisionNetwork
@@ -160,7 +161,8 @@ def remembered_network(path: str) -> nn.Module:
         )
     trust.approve_signed(remembered, content.get(trust.KEY))
     trust.check(backbone, given)
-    return _built(backbone, given)
+    with bounded_network(path, given):
+        return _built(backbone, given)
 
 
 def _built(spec: Any, given: str) -> Any:

@@ -108,6 +108,8 @@ class TeacherLogits:
 
     def rows(self, positions: NDArray[np.int64]) -> list[Tensor]:
         """Logits (N, K) of each teacher for the images at `positions` (N,) of the training part, on the CPU."""
+        if len(positions) and int(positions.max()) >= len(self._logits):
+            raise InputError(f"logits_cache: {self.folder} has logits for {len(self._logits)} images only; {ADVICE}.")
         return list(self._logits.index_select(0, torch.from_numpy(positions)).unbind(1))
 
     def release(self) -> None:
@@ -122,11 +124,20 @@ class TeacherLogits:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
+                form = file.get_slice("logits") if "logits" in file.keys() else None  # noqa: SIM118 - it has no other
+                shape, kind = ((), "") if form is None else (tuple(form.get_shape()), form.get_dtype())
         except (OSError, SafetensorError) as error:
             raise InputError(f"logits_cache: {path} cannot be read ({error}); {ADVICE}.") from error
         if metadata.get("format") != FORMAT:
             raise InputError(f"logits_cache: {path} holds no logits of a teacher; give another folder.")
-        earlier = json.loads(metadata["made_with"])
+        try:
+            earlier = json.loads(metadata["made_with"])
+        except (KeyError, ValueError, RecursionError):
+            earlier = None
+        teachers = len(self._made_with.get("teachers", ()))
+        sound = len(shape) == 3 and shape[1] == teachers and kind in ("F32", "F64")
+        if not isinstance(earlier, dict) or not sound:
+            raise InputError(f"logits_cache: {path} is damaged; {ADVICE}.")
         for name, value in self._made_with.items():
             if earlier.get(name) != value:
                 values = "" if "images and" in name or name == "teachers" else f" ({earlier.get(name)}, not {value})"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from bnfree import checksums, trust
+from bnfree import checksums, file_bounds, trust
 from bnfree.errors import InputError
 from bnfree.files import whole_file
 from bnfree.import_names import class_paths_of_today
@@ -39,7 +39,11 @@ def read_checkpoint(path: str, weights_only: bool = True) -> dict[str, Any]:
         raise InputError(f"ckpt_path={path!r} {kind}; {remedy}")
     try:
         checksums.check(file, f"ckpt_path={path!r}")
+        if weights_only:
+            file_bounds.check_archive(file, f"ckpt_path={path!r}")
         content: Any = torch.load(file, map_location="cpu", weights_only=weights_only)
+        if weights_only:
+            file_bounds.check_tensors(content, f"ckpt_path={path!r}")
     except InputError:
         raise
     except Exception as error:

@@ -25,6 +25,7 @@ import bnfree.datamodules
 import bnfree.lightning_modules
 from bnfree import trust
 from bnfree.errors import InputError
+from bnfree.file_bounds import bounded_network
 from bnfree.import_names import search_working_directory
 from bnfree.lightning_modules.compat import SteppedCLI, leave_out_messages
 from bnfree.lightning_modules.training import run_directory
@@ -216,7 +217,8 @@ class TrainingCLI(SteppedCLI):
         self.text = self._config_text() if self.subcommand == "fit" else ""
         in_run_directory(self.config[self.subcommand].trainer.logger, self.run_directory)
         try:
-            super().instantiate_classes()
+            with bounded_network(self.checkpoint_path, f"ckpt_path={self.checkpoint_path!r}"):
+                super().instantiate_classes()
         except ValueError as error:
             cause = first_cause(error)
             if cause is error:

@@ -12,7 +12,9 @@ from jsonargparse import ActionConfigFile, Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import nn
 
+from bnfree import trust
 from bnfree.errors import InputError
+from bnfree.file_bounds import bounded_network
 from bnfree.import_names import search_working_directory
 from bnfree.lightning_modules.compat import argument_names, hide, leave_out_messages
 from bnfree.lightning_modules.training import command_line as _short_names  # noqa: F401
@@ -25,6 +27,7 @@ from bnfree.lightning_modules.training.loading import check_weights
 from bnfree.lightning_modules.training.settings import FitSettings, words_of
 from bnfree.state_dicts import network_name
 from bnfree.tickets import is_ticket, read_ticket
+from bnfree.users_words import under
 
 
 def add_network_arguments(parser: CommandParser, shown_too: Collection[str] = (), required: bool = True) -> None:
@@ -126,10 +129,19 @@ def build_network(config: Namespace) -> tuple[nn.Module, str]:
     backbone = config.model.get("init_args", Namespace()).get("backbone")
     alone = isinstance(backbone, Namespace) and "class_path" in backbone
     parser.add_subclass_arguments(nn.Module if alone else LightningModule, "network")
+    path = config.get("ckpt_path")
+    given, section = f"ckpt_path={path!r}", backbone if alone else config.model
     try:
-        built = parser.instantiate_classes(Namespace(network=backbone if alone else config.model)).network
+        with bounded_network(path, given):
+            built = parser.instantiate_classes(Namespace(network=section)).network
     except ValueError as error:
         raise first_cause(error) from None
+    except (RuntimeError, TypeError, ArithmeticError, MemoryError) as error:
+        # A class of ours means its arguments; in one of the user's own it may be any mistake.
+        if not under(str(section.class_path), trust.ROOTS):
+            raise
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"{section.class_path} cannot be built with its arguments ({reason[:200]}).") from error
     if alone:
         return built, "backbone."
     name = network_name(built)

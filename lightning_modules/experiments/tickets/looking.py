@@ -62,7 +62,8 @@ def _zeros(pruned: PrunedNetwork) -> tuple[dict[str, int] | None, str | None]:
     if "model" not in pruned.sections:
         return None, "not counted: the file does not say which network it is of"
     try:
-        network = configured_network(pruned.sections).network
+        found = configured_network(pruned.sections, given=f"ticket={pruned.path!r}", pruned_file=pruned.path)
+        network = found.network
         network.load_state_dict(pruned.state_dict)
     except (InputError, RuntimeError) as error:
         return None, f"not counted: the network cannot be built ({' '.join(str(error).split())[:120]})"

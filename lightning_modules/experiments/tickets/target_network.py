@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from bnfree import trust
 from bnfree.calibration import calibrate
 from bnfree.errors import InputError
+from bnfree.file_bounds import bounded_network
 from bnfree.import_names import search_working_directory
 from bnfree.lightning_modules.training.checkpoints import remembered_config
 from bnfree.lightning_modules.training.config.explanations import explain, first_cause
@@ -68,6 +69,7 @@ def configured_network(
     to: str | Path | None = None,
     seed: int = 0,
     given: str = "the ticket",
+    pruned_file: str | Path | None = None,
 ) -> ConfiguredNetwork:
     """Builds a network.
 
@@ -77,6 +79,7 @@ def configured_network(
         to: config, run directory, checkpoint or ticket.
         seed: of the network's weights.
         given: how the user gave the ticket, for messages.
+        pruned_file: the ticket's file, which bounds the size of the network that it describes.
 
     Raises:
         InputError: nothing that describes a network, a mistake in it, or a file that names classes which a file may not
@@ -88,12 +91,15 @@ def configured_network(
     note_words(options)
     if to is not None:
         source, weights = _target(to)
+    # What the user describes in words of their own has no bound.
+    bound = to if to is not None and isinstance(source, Mapping) else pruned_file
     if isinstance(source, Mapping):
         trust.check(source, given if to is None else f"to={str(to)!r}")
     with isolate_rng(include_cuda=False):
         config, described = _parsed(source, options)
         torch.manual_seed(seed)
-        network, _ = build_network(config)
+        with bounded_network(bound, given if to is None else f"to={str(to)!r}"):
+            network, _ = build_network(config)
     betas = {name: value for name, value in weights.items() if name.endswith(".beta")}
     own = network.state_dict()
     fits = betas.keys() == {name for name in own if name.endswith(".beta")}

@@ -5,6 +5,7 @@ import torch
 
 from bnfree.errors import InputError
 from bnfree.tickets import Ticket, apply, checksum, is_ticket, load_ticket, prune, save_ticket, take_snapshot
+from bnfree.tickets.ticket_file import _content_checksum
 
 BODY = [f"body.{i}.convolution" for i in range(3)]
 
@@ -120,3 +121,31 @@ def test_a_failed_write_leaves_the_old_file(ticket, tmp_path):
         save_ticket(broken, path)
     assert [file.name for file in tmp_path.iterdir()] == ["ticket.pt"]
     assert load_ticket(path).checksum == ticket.checksum
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda t: {"state_dict": {**t.state_dict, f"{BODY[0]}.mask": torch.ones(3, 3, dtype=torch.bool)}}, "shape"),
+        (lambda t: {"state_dict": {**t.state_dict, f"{BODY[0]}.mask": torch.ones(2, 2)}}, "float32"),
+        (lambda t: {"state_dict": {n: v for n, v in t.state_dict.items() if n != f"{BODY[0]}.weight"}}, "shape"),
+        (lambda t: {"rewind": {n: v for n, v in t.rewind.items() if n != f"{BODY[0]}.weight"}}, "shape"),
+        (lambda t: {"rewind": {**t.rewind, f"{BODY[0]}.weight": torch.zeros(1)}}, "shape"),
+        (lambda t: {"state_dict": {n: v for n, v in t.state_dict.items() if not n.endswith(".mask")}}, "no mask"),
+        (lambda t: {"density": "0.4"}, "density"),
+        (lambda t: {"level": None}, "level"),
+        (lambda t: {"details": [1]}, "details"),
+    ],
+)
+def test_right_checksums_over_wrong_content_are_refused(ticket, tmp_path, change, problem):
+    save_ticket(ticket, tmp_path / "ticket.pt")
+    content = torch.load(tmp_path / "ticket.pt", weights_only=True)
+    changed = dataclasses.replace(ticket, **change(ticket))
+    fields = ("score", "scope", "density", "level", "source", "details")
+    content |= {"state_dict": changed.state_dict, "rewind": changed.rewind}
+    content["found"] = {name: getattr(changed, name) for name in fields}
+    content["checksums"] = {"masks": changed.checksum, "content": _content_checksum(changed)}
+    torch.save(content, tmp_path / "ticket.pt")
+    with pytest.raises(InputError, match=problem) as error:
+        load_ticket(tmp_path / "ticket.pt")
+    assert "no sound ticket" in str(error.value)

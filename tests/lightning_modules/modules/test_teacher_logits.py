@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD
@@ -15,6 +15,7 @@ from torch.optim import SGD
 from bnfree.datamodules import DigitsDataModule
 from bnfree.errors import InputError
 from bnfree.lightning_modules import DistilledClassifier, Teacher
+from bnfree.lightning_modules.modules.teacher_logits import FORMAT, TeacherLogits
 
 IMAGES = 1437 - 1300
 
@@ -235,3 +236,24 @@ def test_a_checkpoint_says_nothing_of_it(make_trainer, tmp_path):
     assert made_with["precision"] == "64-true"
     folder, file = tmp_path / "logits", tmp_path / "logits" / "variant-000.safetensors"
     assert file.stat().st_mode & 0o777 == folder.stat().st_mode & 0o666
+
+
+@pytest.mark.parametrize(
+    ("tensors", "made_with"),
+    [
+        ({"logits": torch.zeros(4, 1, 2)}, "[1"),
+        ({"logits": torch.zeros(4, 1, 2)}, None),
+        ({"logits": torch.zeros(4, 1, 2)}, "[]"),
+        ({"logits": torch.zeros(4, 2)}, "{}"),
+        ({"logits": torch.zeros(4, 3, 2)}, "{}"),
+        ({"logits": torch.zeros(4, 1, 2, dtype=torch.int8)}, "{}"),
+        ({"others": torch.zeros(4, 1, 2)}, "{}"),
+    ],
+)
+def test_a_file_of_another_form_is_refused(tmp_path, tensors, made_with):
+    metadata = {"format": FORMAT} | ({} if made_with is None else {"made_with": made_with})
+    save_file(tensors, tmp_path / "variant-000.safetensors", metadata=metadata)
+    cache = TeacherLogits(str(tmp_path))
+    cache._made_with, cache._variants = {"teachers": ["one"]}, 1
+    with pytest.raises(InputError, match="is damaged"):
+        cache._check(0)
