@@ -164,7 +164,7 @@ CASES = {
         ("lottery", "run", "lottery.yaml", "--run_dir=run", *EPOCHS, *EVERY_TWO), files={"lottery.yaml": LOTTERY}
     ),
     "controls": Case(
-        ("lottery", "controls", "run", "--level=1", "--controls=random,reinit"),
+        ("lottery", "controls", "run", "--level=1", "--controls=random_global"),
         before=(("lottery", "run", "lottery.yaml", "--run_dir=run", *EPOCHS),), files={"lottery.yaml": LOTTERY},
     ),
 }  # fmt: skip
