@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from bnfree.callbacks.compiled_backbone import CompiledBackbone
     from bnfree.callbacks.confusion_matrix import ConfusionMatrix
     from bnfree.callbacks.early_bird import EarlyBird
+    from bnfree.callbacks.gradient_windows import GradientWindows
     from bnfree.callbacks.keep_freed_memory import KeepFreedMemory
     from bnfree.callbacks.lottery_ticket import LotteryTicket
     from bnfree.callbacks.multi_prize_ticket import MultiPrizeTicket
@@ -33,6 +34,7 @@ __all__ = [
     "CompiledBackbone",
     "ConfusionMatrix",
     "EarlyBird",
+    "GradientWindows",
     "KeepFreedMemory",
     "LotteryTicket",
     "MultiPrizeTicket",
@@ -50,6 +52,7 @@ _MODULES = {
     "ChannelsLast": "bnfree.callbacks.channels_last",
     "CompiledBackbone": "bnfree.callbacks.compiled_backbone",
     "ConfusionMatrix": "bnfree.callbacks.confusion_matrix",
+    "GradientWindows": "bnfree.callbacks.gradient_windows",
     "KeepFreedMemory": "bnfree.callbacks.keep_freed_memory",
     "EarlyBird": "bnfree.callbacks.early_bird",
     "LotteryTicket": "bnfree.callbacks.lottery_ticket",
