@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -47,10 +49,10 @@ class GradientWindows(Callback):
             refuse_sharded_parameters(trainer, "GradientWindows")
             self._kept = None
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Rescales, on the same images in every epoch."""
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Rescales before an epoch's first batch, on the same images in every epoch."""
         epoch = trainer.current_epoch
-        if epoch == 0 or epoch % self.every_n_epochs or trainer.fit_loop.epoch_loop.batch_progress.current.ready:
+        if batch_idx or epoch == 0 or epoch % self.every_n_epochs:
             return
         network = backbone_of(pl_module)
         like = next(network.parameters())
