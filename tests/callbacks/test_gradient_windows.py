@@ -1,0 +1,59 @@
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from bnfree.backbones import ReActNet18
+from bnfree.callbacks import GradientWindows
+from bnfree.errors import InputError
+
+
+class Betas(Callback):
+    """Of the last unit, before every batch and after it."""
+
+    def __init__(self):
+        self.before, self.after = [], []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.before.append(pl_module.backbone.body[3][3].beta.item())
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.after.append(pl_module.backbone.body[3][3].beta.item())
+
+
+def test_rescales_before_the_first_batch_of_every_epoch_but_the_first(classifier, make_trainer, make_loader):
+    betas = Betas()
+    trainer = make_trainer(GradientWindows(every_n_epochs=2), betas, max_epochs=4)
+    trainer.fit(classifier(), make_loader(), make_loader())
+    first, second, third, fourth = (betas.after[i : i + 2] for i in range(0, 8, 2))
+    start = betas.before[0]
+    assert first == second == [start, start]
+    assert third[0] != start
+    assert third == fourth == [third[0]] * 2
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(classifier, make_trainer, make_loader, tmp_path):
+    def fit(epochs, ckpt_path=None, **options):
+        torch.manual_seed(0)
+        module = classifier()
+        keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+        trainer = make_trainer(GradientWindows(), keep, max_epochs=epochs, enable_checkpointing=True, **options)
+        trainer.fit(module, make_loader(), ckpt_path=ckpt_path, weights_only=True)
+        return module.state_dict()
+
+    whole = fit(3)
+    for step in (2, 3):
+        resumed = fit(3, tmp_path / f"step={step}.ckpt")
+        assert all(torch.equal(resumed[name], value) for name, value in whole.items()), step
+
+
+@pytest.mark.parametrize(("name", "value"), [("every_n_epochs", 0), ("width", 0.0), ("images", 0)])
+def test_refuses_values_out_of_range(name, value):
+    with pytest.raises(InputError, match=f"{name}={value}"):
+        GradientWindows(**{name: value})
+
+
+def test_refuses_a_network_without_windows_at_the_start(classifier, make_trainer, make_loader):
+    module = classifier(ReActNet18(width=4, norm="batch_norm"))
+    with pytest.raises(InputError, match="norm='bn_free'"):
+        make_trainer(GradientWindows()).fit(module, make_loader())
