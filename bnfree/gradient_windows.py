@@ -7,70 +7,49 @@ measured on ReActNet18 of width 16 after 14 epochs, the standard deviation in fr
 shift can be multiplied by one number in every unit: signs and logits stay the same bit for bit, up to values within
 rounding of a threshold, and the window has its width again.
 
-This is our own; see docs/budget.md for what it does to accuracy.
+This is our own; docs/budget.md has what it does to accuracy.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from bnfree.backbones.residual import ResidualUnit
+from bnfree.convolution import BinaryConv2d
 from bnfree.errors import InputError
 
 
 @torch.no_grad()
-def rescale_gradient_windows(network: nn.Module, images: Tensor, width: float = 1.0) -> dict[str, float]:
-    """Multiplies beta and the RSign shift of every residual unit by one number, from one forward pass.
+def measure_signal_widths(network: nn.Module, images: Tensor) -> dict[str, float]:
+    """Width of the signal in front of every sign: mean over channels of the standard deviation of beta * x.
 
-    Afterwards the mean over channels of the standard deviation of beta * x is `width`. The network computes the same.
+    One forward pass in the mode that the network is in.
 
     Args:
         network: a BN-free network with `ResidualUnit`s, such as `ReActNet18(norm="bn_free")`.
-        images: (N, C, H, W), floating point, normalised as in training; a few hundred suffice.
-        width: standard deviation to bring the inputs of the signs to, greater than 0.
+        images: (N, C, H, W), floating point, normalised as in training.
 
     Returns:
-        What that standard deviation was, by the name of the unit, in the order of the forward pass.
+        By the name of the unit, in the order of the forward pass; units whose beta cannot be scaled are left out.
 
     Raises:
-        InputError: no unit with a beta, images that are empty, or a width that is not a positive number.
-
-    Example:
-        >>> from bnfree.backbones import ReActNet18
-        >>> network, images = ReActNet18(num_classes=10, width=8), torch.randn(16, 3, 32, 32)
-        >>> widths = rescale_gradient_windows(network, images)
-        >>> all(abs(width - 1) < 1e-3 for width in rescale_gradient_windows(network, images).values())
-        True
+        InputError: no unit with a beta, or no images.
     """
-    units = {name: m for name, m in network.named_modules() if isinstance(m, ResidualUnit) and m.beta is not None}
-    if not units:
-        raise InputError("network has no residual unit with a beta; gradient windows are of norm='bn_free' networks.")
+    units = _units(network)
     if images.dim() != 4 or images.shape[0] == 0:
         raise InputError(f"images has shape {tuple(images.shape)}; it must be (N, C, H, W) with N > 0.")
-    if not 0 < width < float("inf"):
-        raise InputError(f"width={width} must be a finite number greater than 0.")
-    found: dict[str, float] = {}
+    found: dict[str, Tensor] = {}
 
-    def rescale(name: str, unit: ResidualUnit, inputs: tuple[Any, ...]) -> None:
-        gain = None if unit.projection is None else unit.projection.gain
-        if unit.pool is not None and gain is None:
-            return
+    def measure(name: str, unit: ResidualUnit, inputs: tuple[Any, ...]) -> None:
         x = inputs[0].to(torch.promote_types(inputs[0].dtype, torch.float32))
-        beta = cast(Tensor, unit.beta)
-        now = x.std(dim=(0, 2, 3), correction=0).mean() * beta.abs()
-        found[name] = now.item()
-        # Where nothing varies there is no width to restore.
-        factor = torch.where(now > 1e-6, width / now, 1.0)
-        beta.mul_(factor)
-        unit.rsign.shift.mul_(factor)
-        if unit.pool is not None:
-            cast(Tensor, gain).div_(factor)
+        found[name] = x.std(dim=(0, 2, 3), correction=0).mean() * cast(Tensor, unit.beta).abs()
 
     hooks = [
-        unit.register_forward_pre_hook(lambda unit, inputs, name=name: rescale(name, unit, inputs))
+        unit.register_forward_pre_hook(lambda unit, inputs, name=name: measure(name, unit, inputs))
         for name, unit in units.items()
     ]
     try:
@@ -80,4 +59,56 @@ def rescale_gradient_windows(network: nn.Module, images: Tensor, width: float = 
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return dict(zip(found, torch.stack(list(found.values())).tolist(), strict=True))
+
+
+@torch.no_grad()
+def rescale_gradient_windows(network: nn.Module, signal_widths: Mapping[str, float], width: float = 1.0) -> None:
+    """Multiplies beta and the RSign shift of every residual unit by one number; the network computes the same.
+
+    Args:
+        network: that of `measure_signal_widths`.
+        signal_widths: what it gave.
+        width: what the widths become, greater than 0.
+
+    Raises:
+        InputError: no unit with a beta, or a width that is not a positive number.
+
+    Example:
+        >>> from bnfree.backbones import ReActNet18
+        >>> network, images = ReActNet18(num_classes=10, width=8), torch.randn(16, 3, 32, 32)
+        >>> rescale_gradient_windows(network, measure_signal_widths(network, images))
+        >>> all(abs(width - 1) < 1e-3 for width in measure_signal_widths(network, images).values())
+        True
+    """
+    check_width(width)
+    units = _units(network)
+    for name, now in signal_widths.items():
+        # Where nothing varies there is no width to restore.
+        if now > 1e-6:
+            unit, factor = units[name], width / now
+            cast(Tensor, unit.beta).mul_(factor)
+            unit.rsign.shift.mul_(factor)
+            if unit.pool is not None:
+                cast(Tensor, cast(BinaryConv2d, unit.projection).gain).div_(factor)
+
+
+def check_width(width: float) -> None:
+    """Refuses a width that is not a finite number greater than 0.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not 0 < width < float("inf"):
+        raise InputError(f"width={width} must be a finite number greater than 0.")
+
+
+def _units(network: nn.Module) -> dict[str, ResidualUnit]:
+    units = {name: m for name, m in network.named_modules() if isinstance(m, ResidualUnit) and m.beta is not None}
+    if not units:
+        raise InputError("network has no residual unit with a beta; gradient windows are of norm='bn_free' networks.")
+    return {name: unit for name, unit in units.items() if unit.pool is None or _has_gain(unit.projection)}
+
+
+def _has_gain(projection: BinaryConv2d | None) -> bool:
+    return projection is not None and projection.gain is not None

@@ -7,62 +7,58 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from bnfree.callbacks.networks import network_to_call
 from bnfree.callbacks.strategies import refuse_sharded_parameters
 from bnfree.errors import InputError
-from bnfree.gradient_windows import rescale_gradient_windows
-from bnfree.state_dicts import backbone_of
+from bnfree.gradient_windows import check_width, measure_signal_widths, rescale_gradient_windows
 
 
 class GradientWindows(Callback):
-    """Changes training: before an epoch, gives the signs of a BN-free network back the width of their gradient windows.
+    """Changes training: gives the signs of a BN-free network back the width of their gradient windows, epoch by epoch.
 
-    The function that the network computes stays the same; see `bnfree.gradient_windows`. Not before the first epoch,
-    for which calibration sees to it. The images are those that calibration takes, in all epochs the same. A run that is
-    resumed amid an epoch has done it already.
+    Before an epoch's first step, in one additional forward pass on its first batch (of the first process, where there
+    are several). The function that the network computes stays the same, see `bnfree.gradient_windows`. Not in the first
+    epoch, for which calibration sees to it.
 
     Args:
         every_n_epochs: epochs between two times.
         width: standard deviation to bring the inputs of the signs to.
-        images: number of training images to measure on.
 
     Raises:
         InputError: an argument out of range; at the start of a run also parameters split among processes (FSDP, model
-            parallelism, DeepSpeed), or a network without units to rescale.
+            parallelism, DeepSpeed), or a network without windows to rescale; later a batch that does not begin with
+            images.
 
     Example:
         >>> trainer = Trainer(callbacks=[GradientWindows()], logger=False)
     """
 
-    def __init__(self, every_n_epochs: int = 1, width: float = 1.0, images: int = 256) -> None:
+    def __init__(self, every_n_epochs: int = 1, width: float = 1.0) -> None:
         if every_n_epochs < 1:
             raise InputError(f"every_n_epochs={every_n_epochs} must be at least 1.")
-        if not 0 < width < float("inf"):
-            raise InputError(f"width={width} must be a finite number greater than 0.")
-        if images < 1:
-            raise InputError(f"images={images} must be at least 1.")
-        self.every_n_epochs, self.width, self.images = every_n_epochs, width, images
-        self._kept: Tensor | None = None
+        check_width(width)
+        self.every_n_epochs, self.width = every_n_epochs, width
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses strategies that leave no process with a whole network."""
+        """Refuses what has no windows to rescale, or no process with a whole network."""
         if stage == "fit":
             refuse_sharded_parameters(trainer, "GradientWindows")
-            self._kept = None
+            rescale_gradient_windows(network_to_call(pl_module, "GradientWindows", itself=True), {}, self.width)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Rescales before an epoch's first batch, on the same images in every epoch."""
+        """Rescales before an epoch's first batch."""
         epoch = trainer.current_epoch
         if batch_idx or epoch == 0 or epoch % self.every_n_epochs:
             return
-        network = backbone_of(pl_module)
-        like = next(network.parameters())
-        if self._kept is None:
-            self._kept = pl_module._calibration_images().to(like.device, like.dtype)
+        images = batch[0] if isinstance(batch, list | tuple) and len(batch) else batch
+        if not isinstance(images, Tensor):
+            raise InputError(
+                f"batch={type(batch).__name__} does not begin with images, which GradientWindows measures."
+            )
+        network = network_to_call(pl_module, "GradientWindows", itself=True)
         training = network.training
         network.eval()
-        rescale_gradient_windows(network, self._kept, self.width)
+        widths = measure_signal_widths(network, images)
         network.train(training)
-        if trainer.world_size > 1:
-            # Processes may round differently; training goes on from the same constants everywhere.
-            state = {key: value.cpu() for key, value in network.state_dict().items()}
-            network.load_state_dict(trainer.strategy.broadcast(state, src=0))
+        # Every process has other images; they must go on with the same constants.
+        rescale_gradient_windows(network, trainer.strategy.broadcast(widths, src=0), self.width)

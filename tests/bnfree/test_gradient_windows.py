@@ -6,7 +6,7 @@ from bnfree.backbones.residual import ResidualUnit
 from bnfree.calibration import calibrate
 from bnfree.convolution import BinaryConv2d
 from bnfree.errors import InputError
-from bnfree.gradient_windows import rescale_gradient_windows
+from bnfree.gradient_windows import measure_signal_widths, rescale_gradient_windows
 
 
 def trained_like(network):
@@ -58,7 +58,8 @@ def test_windows_are_as_wide_as_the_signal_and_the_network_computes_the_same(nam
     network, images = trained_like(NETWORKS[name]())
     with torch.no_grad():
         before = network(images)
-    found = rescale_gradient_windows(network, images, width=1.3)
+    found = measure_signal_widths(network, images)
+    rescale_gradient_windows(network, found, width=1.3)
     with torch.no_grad():
         after = network(images)
     torch.testing.assert_close(after, before, rtol=1e-9, atol=1e-12)
@@ -81,7 +82,7 @@ def test_masks_stay(tmp_path):
             layer.set_mask(torch.rand(layer.weight.shape, generator=torch.Generator().manual_seed(0)) < 0.3)
     with torch.no_grad():
         before = network(images)
-        rescale_gradient_windows(network, images)
+        rescale_gradient_windows(network, measure_signal_widths(network, images))
         torch.testing.assert_close(network(images), before, rtol=1e-9, atol=1e-12)
 
 
@@ -92,24 +93,29 @@ def test_more_values_have_a_gradient():
         return sum((x.abs() < 1).double().mean().item() for x in sign_inputs(network, images))
 
     before = in_window()
-    rescale_gradient_windows(network, images)
+    rescale_gradient_windows(network, measure_signal_widths(network, images))
     assert in_window() > 1.5 * before
 
 
 def test_says_what_the_widths_were():
     network, images = trained_like(ReActNet18(num_classes=5, width=4))
     expected = [x.std(dim=(0, 2, 3), correction=0).mean().item() for x in sign_inputs(network, images)]
-    assert list(rescale_gradient_windows(network, images).values()) == pytest.approx(expected)
+    assert list(measure_signal_widths(network, images).values()) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((ReActNet18(width=4, norm="batch_norm"), torch.randn(2, 3, 32, 32)), "norm='bn_free'"),
-        ((ReActNet18(width=4), torch.randn(0, 3, 32, 32)), "N > 0"),
-        ((ReActNet18(width=4), torch.randn(2, 3, 32, 32), 0.0), "width=0.0"),
-    ],
-)
-def test_refuses(arguments, message):
-    with pytest.raises(InputError, match=message):
-        rescale_gradient_windows(*arguments)
+def test_a_constant_signal_is_left_alone():
+    network, _ = trained_like(ReActNet18(num_classes=5, width=4))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    rescale_gradient_windows(network, {"body.0.0": 0.0})
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_refuses_networks_without_windows_no_images_and_no_width():
+    images = torch.randn(2, 3, 32, 32)
+    for call in (measure_signal_widths, rescale_gradient_windows):
+        with pytest.raises(InputError, match="norm='bn_free'"):
+            call(ReActNet18(width=4, norm="batch_norm"), {} if call is rescale_gradient_windows else images)
+    with pytest.raises(InputError, match="N > 0"):
+        measure_signal_widths(ReActNet18(width=4), images[:0])
+    with pytest.raises(InputError, match="width=0.0"):
+        rescale_gradient_windows(ReActNet18(width=4), {}, 0.0)
