@@ -42,7 +42,7 @@ OPTIONS = {
 FROM_ANOTHER = {"finetune"}
 # Networks of one width.
 OF_ONE_WIDTH = {"teacher_cifar10_resnet18", "cifar10_recipe_distilled"}
-OVERLAYS = {"batch_norm", "distilled", "none", "ddp", "ddp_8gpu", "compile", "channels_last", "bf16"}
+OVERLAYS = {"batch_norm", "distilled", "none", "ddp", "ddp_8gpu", "compile", "channels_last", "bf16", "gradient_windows"}
 # Recipes of several stages, with the options that shorten them.
 RECIPES = {
     "cifar10_recipe_small": SMALL_FOLDER,
@@ -178,7 +178,14 @@ def test_overlay_changes_the_network_and_nothing_else(norm, data_dir, tmp_path, 
     )
 
 
-@pytest.mark.parametrize(("name", "key", "value"), [("bf16", "precision", "bf16-mixed"), ("channels_last", None, None)])
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("bf16", "precision", "bf16-mixed"),
+        ("channels_last", None, "bnfree.callbacks.ChannelsLast"),
+        ("gradient_windows", None, "bnfree.callbacks.GradientWindows"),
+    ],
+)
 @pytest.mark.filterwarnings("ignore")
 def test_overlay_changes_how_it_is_computed_and_nothing_else(name, key, value, data_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -186,7 +193,7 @@ def test_overlay_changes_how_it_is_computed_and_nothing_else(name, key, value, d
     assert main([*arguments_of("quickstart", tmp_path / "plain", data_dir)]) == 0
     ours, plain = (yaml.safe_load((tmp_path / run / "config.yaml").read_text()) for run in ("run", "plain"))
     if key is None:
-        assert ours["trainer"]["callbacks"].pop()["class_path"] == "bnfree.callbacks.ChannelsLast"
+        assert ours["trainer"]["callbacks"].pop()["class_path"] == value
     else:
         assert (ours["trainer"].pop(key), plain["trainer"].pop(key)) == (value, None)
     assert ours == plain
