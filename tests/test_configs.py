@@ -42,7 +42,17 @@ OPTIONS = {
 FROM_ANOTHER = {"finetune"}
 # Networks of one width.
 OF_ONE_WIDTH = {"teacher_cifar10_resnet18", "cifar10_recipe_distilled"}
-OVERLAYS = {"batch_norm", "distilled", "none", "ddp", "ddp_8gpu", "compile", "channels_last", "bf16", "gradient_windows"}
+OVERLAYS = {
+    "batch_norm",
+    "distilled",
+    "none",
+    "ddp",
+    "ddp_8gpu",
+    "compile",
+    "channels_last",
+    "bf16",
+    "gradient_windows",
+}
 # Recipes of several stages, with the options that shorten them.
 RECIPES = {
     "cifar10_recipe_small": SMALL_FOLDER,
