@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from bnfree.callbacks.adaptive_gradient_clipping import AdaptiveGradientClipping
     from bnfree.callbacks.calibration import Calibration
     from bnfree.callbacks.channels_last import ChannelsLast
+    from bnfree.callbacks.collapse_check import CollapseCheck
     from bnfree.callbacks.compiled_backbone import CompiledBackbone
     from bnfree.callbacks.confusion_matrix import ConfusionMatrix
     from bnfree.callbacks.early_bird import EarlyBird
@@ -31,6 +32,7 @@ __all__ = [
     "AdaptiveGradientClipping",
     "Calibration",
     "ChannelsLast",
+    "CollapseCheck",
     "CompiledBackbone",
     "ConfusionMatrix",
     "EarlyBird",
@@ -50,6 +52,7 @@ _MODULES = {
     "AdaptiveGradientClipping": "bnfree.callbacks.adaptive_gradient_clipping",
     "Calibration": "bnfree.callbacks.calibration",
     "ChannelsLast": "bnfree.callbacks.channels_last",
+    "CollapseCheck": "bnfree.callbacks.collapse_check",
     "CompiledBackbone": "bnfree.callbacks.compiled_backbone",
     "ConfusionMatrix": "bnfree.callbacks.confusion_matrix",
     "GradientWindows": "bnfree.callbacks.gradient_windows",

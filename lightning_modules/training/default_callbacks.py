@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.nn import UninitializedParameter
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from bnfree.callbacks.collapse_check import CollapseCheck
 from bnfree.callbacks.non_finite_stop import NonFiniteStop
 from bnfree.callbacks.throughput import Throughput
 from bnfree.files import whole_file
@@ -35,6 +36,8 @@ def default_callbacks(options: dict[str, Any], always_on: list[Callback], direct
         return callbacks
     if not _has(callbacks, NonFiniteStop):
         callbacks.append(NonFiniteStop())
+    if not _has(callbacks, CollapseCheck):
+        callbacks.append(CollapseCheck())
     if not _has(callbacks, Throughput):
         callbacks.append(Throughput())
     if options.get("enable_progress_bar") is None and not _has(callbacks, ProgressBar):

@@ -1,0 +1,147 @@
+"""A network that has stopped learning, found within an epoch and explained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+
+from bnfree.backbones.residual import ResidualUnit
+from bnfree.callbacks.strategies import shards_parameters
+from bnfree.convolution import BinaryConv2d
+from bnfree.diagnostics.signals import measure_signals
+from bnfree.diagnostics.signs import binary_layers, count_flips, weight_signs
+from bnfree.state_dicts import backbone_of, uncompiled
+
+MOST_IMAGES = 64
+ONE_SIDED = 0.98
+"""Mean |E sign| of a layer's channels from which on next to nothing passes its sign."""
+WORSE_THAN_GUESSING = 3.0
+"""Times the cross-entropy of guessing, ln(classes)."""
+STILL_LEARNING = 0.1
+"""Share of the greatest learning rate so far; below, signs may come to rest."""
+
+
+class CollapseCheck(Callback):
+    """Only observes: says once what keeps a network from learning, and what may help.
+
+    After each epoch's validation it looks for layers whose signs are the same for all images of a batch (up to 64 of
+    the first one), filters that are 0 without being pruned, layers of which no binary weight has changed its sign in an
+    epoch while the learning rate was still high, and a loss three times that of guessing. Each kind is one warning,
+    which names the first layer. The price is one forward pass of 64 images an epoch. On by default in runs of the
+    `bnfree` command; nothing is looked for where parameters are split among processes.
+
+    Example:
+        >>> trainer = Trainer(callbacks=[CollapseCheck()], logger=False)
+    """
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+        self._signs: dict[str, Tensor] = {}
+        self._rates: list[float] = []
+        self._images: Tensor | None = None
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts to follow the signs of weights."""
+        if trainer.is_global_zero and not shards_parameters(trainer):
+            layers = binary_layers(backbone_of(pl_module))
+            self._signs = {name: weight_signs(layer) for name, layer in layers.items() if layer.weight.requires_grad}
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
+        """Follows the learning rate."""
+        rates = [float(group["lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        self._rates.append(max(rates, default=0.0))
+        self._rates = [max(self._rates), self._rates[-1]]
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps a few images."""
+        first = batch[0] if isinstance(batch, list | tuple) and batch else batch
+        if batch_idx == 0 and isinstance(first, Tensor) and first.dim() == 4 and first.is_floating_point():
+            self._images = first[:MOST_IMAGES]
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Looks at signals, filters and loss."""
+        images, self._images = self._images, None
+        wanted = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and trainer.is_global_zero
+        if wanted and not shards_parameters(trainer):
+            network = uncompiled(backbone_of(pl_module))
+            self._say(trainer, [*_one_sided(network, images), *_dead(network), *_guessing(trainer, network)])
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Looks whether weights have moved."""
+        signs, self._signs = self._signs, {}
+        # Below, rates of a schedule's end let signs come to rest; so may one batch.
+        if not signs or not self._rates or self._rates[-1] < STILL_LEARNING * max(self._rates):
+            return
+        layers = binary_layers(backbone_of(pl_module))
+        moved = [
+            (name, *count_flips(signs[name], weight_signs(layer))) for name, layer in layers.items() if name in signs
+        ]
+        # Few weights, or few steps, may stay where they are by chance.
+        still = [name for name, flipped, compared in moved if not flipped and compared >= 1000]
+        if still and trainer.fit_loop.epoch_loop.batch_progress.current.completed >= 20:
+            text = "has not changed the sign of a single weight in an epoch: raise the learning rate, or clip less"
+            self._say(trainer, [("frozen", still, text)])
+
+    def _say(self, trainer: Trainer, findings: list[tuple[str, list[str], str]]) -> None:
+        for kind, names, text in findings:
+            if kind not in self._said:
+                self._said.add(kind)
+                more = f" (and {len(names) - 1} more layers)" if len(names) > 1 else ""
+                rank_zero_warn(f"epoch {trainer.current_epoch}: {names[0]}{more} {text}.")
+
+
+def _one_sided(network: nn.Module, images: Tensor | None) -> Iterator[tuple[str, list[str], str]]:
+    if images is None or not any(isinstance(module, ResidualUnit) for module in network.modules()):
+        return
+    names = [signal.name for signal in measure_signals(network, images) if signal.imbalance > ONE_SIDED]
+    if names:
+        yield (
+            "one-sided", names,
+            f"gives the same signs for all of {len(images)} images, so that nothing passes: calibrate "
+            "(model.calibration=full), or lower the learning rate",
+        )  # fmt: skip
+
+
+@torch.no_grad()
+def _dead(network: nn.Module) -> Iterator[tuple[str, list[str], str]]:
+    names = []
+    for name, layer in network.named_modules():
+        if isinstance(layer, BinaryConv2d):
+            dead = (layer.effective_weight() == 0).flatten(1).all(1)
+            pruned = torch.zeros_like(dead) if layer.mask is None else (layer.mask == 0).flatten(1).all(1)
+            if bool((dead & ~pruned).any()):
+                names.append(name)
+    if names:
+        yield "dead", names, "has filters that are 0 without being pruned: lower the learning rate, or clip with AGC"
+
+
+def _guessing(trainer: Trainer, network: nn.Module) -> Iterator[tuple[str, list[str], str]]:
+    classes = getattr(network, "num_classes", None)
+    for name in ("train/loss", "val/loss"):
+        loss = trainer.callback_metrics.get(name)
+        if loss is None or not isinstance(classes, int) or classes < 2:
+            continue
+        if float(loss) > WORSE_THAN_GUESSING * math.log(classes):
+            width = getattr(network, "width", None)
+            wide = f"; what is good at width 16 is too high for width {width}" if (width or 0) > 16 else ""
+            text = (
+                f"is {float(loss):.3g}, where guessing among {classes} classes gives {math.log(classes):.2f}: training "
+                f"diverges; lower the learning rate{wide}, or clip with AdaptiveGradientClipping"
+            )
+            yield "guessing", [name], text
+            return

@@ -1,0 +1,83 @@
+import warnings
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from bnfree.backbones import ReActNet18
+from bnfree.callbacks import CollapseCheck
+
+
+def loader(batches=24):
+    images = torch.randn(4 * batches, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    return DataLoader(TensorDataset(images, torch.arange(len(images)) % 10), 4)
+
+
+def said(make_trainer, module, batches=24, **options):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        make_trainer(CollapseCheck(), **options).fit(module, loader(batches), loader(2))
+    return [text for text in (str(warning.message) for warning in caught) if text.startswith("epoch ")]
+
+
+def adam(rate):
+    return lambda module: torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=rate)
+
+
+@pytest.fixture
+def network():
+    return ReActNet18(width=8)
+
+
+def test_a_sound_training_hears_nothing(classifier, make_trainer, network):
+    assert said(make_trainer, classifier(network, adam(5e-3)), max_epochs=2) == []
+
+
+def test_layers_of_equal_signs_are_named_once(classifier, make_trainer, network):
+    for index in (0, 1):
+        network.body[1][index].rsign.shift.data.fill_(1e3)
+    lines = said(make_trainer, classifier(network, adam(1e-3)), max_epochs=2)
+    assert len(lines) == 1
+    assert lines[0].startswith("epoch 0: body.1.0 (and 1 more layers) gives the same signs for all of 4 images")
+    assert "calibrate" in lines[0]
+
+
+def test_dead_filters_and_pruned_ones(classifier, make_trainer, network):
+    layer = network.body[0][1].convolution
+    mask = torch.ones(layer.weight.shape, dtype=torch.bool)
+    mask[2] = False
+    layer.set_mask(mask)
+    assert said(make_trainer, classifier(network, adam(1e-3)), batches=2) == []
+    layer.gain.data[1] = 0
+    layer.gain.requires_grad_(False)
+    (line,) = said(make_trainer, classifier(network, adam(1e-3)), batches=2)
+    assert line.startswith("epoch 0: body.0.1.convolution has filters that are 0 without being pruned")
+
+
+def test_weights_that_do_not_move(classifier, make_trainer, network):
+    (line,) = said(make_trainer, classifier(network, adam(1e-12)))
+    assert "has not changed the sign of a single weight in an epoch: raise the learning rate" in line
+    # Frozen on purpose.
+    for module in network.modules():
+        if hasattr(module, "set_mask"):
+            module.weight.requires_grad_(False)
+    assert said(make_trainer, classifier(network, adam(1e-12))) == []
+
+
+def test_a_loss_that_is_worse_than_guessing(classifier, make_trainer, network):
+    class Logged(classifier):
+        def validation_step(self, batch, batch_idx):
+            self.log("val/loss", torch.tensor(30.0), batch_size=4)
+
+    (line,) = said(make_trainer, Logged(network, adam(1e-3)), batches=2, max_epochs=2)
+    assert line.startswith("epoch 0: val/loss is 30, where guessing among 10 classes gives 2.30: training diverges")
+    assert "lower the learning rate" in line
+
+
+def test_it_changes_nothing(classifier, make_trainer):
+    modules = []
+    for callbacks in ((), (CollapseCheck(),)):
+        torch.manual_seed(0)
+        modules.append(classifier(None, adam(1e-2)))
+        make_trainer(*callbacks, max_epochs=2).fit(modules[-1], loader(4), loader(2))
+    assert all(map(torch.equal, modules[0].state_dict().values(), modules[1].state_dict().values()))
