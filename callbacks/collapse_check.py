@@ -137,11 +137,9 @@ def _guessing(trainer: Trainer, network: nn.Module) -> Iterator[tuple[str, list[
         if loss is None or not isinstance(classes, int) or classes < 2:
             continue
         if float(loss) > WORSE_THAN_GUESSING * math.log(classes):
-            width = getattr(network, "width", None)
-            wide = f"; what is good at width 16 is too high for width {width}" if (width or 0) > 16 else ""
             text = (
                 f"is {float(loss):.3g}, where guessing among {classes} classes gives {math.log(classes):.2f}: training "
-                f"diverges; lower the learning rate{wide}, or clip with AdaptiveGradientClipping"
+                f"diverges; lower the learning rate (a wider network needs a lower one), or clip with AdaptiveGradientClipping"
             )
             yield "guessing", [name], text
             return
