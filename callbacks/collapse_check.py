@@ -139,7 +139,8 @@ def _guessing(trainer: Trainer, network: nn.Module) -> Iterator[tuple[str, list[
         if float(loss) > WORSE_THAN_GUESSING * math.log(classes):
             text = (
                 f"is {float(loss):.3g}, where guessing among {classes} classes gives {math.log(classes):.2f}: training "
-                f"diverges; lower the learning rate (a wider network needs a lower one), or clip with AdaptiveGradientClipping"
+                "diverges; lower the learning rate (a wider network needs a lower one), or clip with "
+                "AdaptiveGradientClipping"
             )
             yield "guessing", [name], text
             return
