@@ -130,7 +130,12 @@ def load_ticket(path: str | os.PathLike[str]) -> Ticket:
 
 def is_ticket(content: object) -> bool:
     """Whether what was read from a file is a ticket."""
-    return isinstance(content, Mapping) and content.get("format") == FORMAT
+    return isinstance(content, Mapping) and _is(content.get("format"), FORMAT)
+
+
+def _is(found: object, value: str | int) -> bool:
+    """Whether they are equal; comparing a tensor, which a file may have anywhere, would give no answer."""
+    return isinstance(found, type(value)) and found == value
 
 
 def read_ticket(content: object, given: str) -> Ticket:
@@ -145,10 +150,11 @@ def read_ticket(content: object, given: str) -> Ticket:
     """
     if not isinstance(content, Mapping) or not is_ticket(content):
         raise InputError(f"{given} is no ticket; give a file that save_ticket wrote.")
-    if content.get("version") != VERSION:
+    version = content.get("version")
+    if not _is(version, VERSION):
+        found = version if isinstance(version, int | None) else type(version).__name__
         raise InputError(
-            f"{given} is a ticket of version {content.get('version')!r}, which this bnfree cannot read; it reads "
-            f"version {VERSION}."
+            f"{given} is a ticket of version {found!r}, which this bnfree cannot read; it reads version {VERSION}."
         )
     try:
         ticket = Ticket(

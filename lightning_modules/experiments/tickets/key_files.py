@@ -80,7 +80,9 @@ def read_ticket_key(path: str | Path) -> TicketKey:
     """
     given, file = _existing(path)
     content: Any = read_checkpoint_file(file, given)
-    if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("version") != VERSION:
+    # A tensor in their place would give no answer.
+    found = [content.get(key) for key in ("format", "version")] if isinstance(content, dict) else []
+    if not all(isinstance(value, str | int) for value in found) or found != [FORMAT, VERSION]:
         raise InputError(f"{given} is not the key of a locked ticket; give a file that bnfree ticket key split wrote.")
     try:
         key = TicketKey(unpack_masks(content["masks"]), content["found"], content["rewind"], content["whole"])

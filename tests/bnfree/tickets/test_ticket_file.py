@@ -149,3 +149,12 @@ def test_right_checksums_over_wrong_content_are_refused(ticket, tmp_path, change
     with pytest.raises(InputError, match=problem) as error:
         load_ticket(tmp_path / "ticket.pt")
     assert "no sound ticket" in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["format", "version"])
+def test_a_tensor_where_a_name_belongs_is_refused(ticket, tmp_path, key):
+    save_ticket(ticket, tmp_path / "ticket.pt")
+    content = torch.load(tmp_path / "ticket.pt", weights_only=True)
+    torch.save({**content, key: torch.zeros(2, 2)}, tmp_path / "ticket.pt")
+    with pytest.raises(InputError, match="is no ticket|is a ticket of version 'Tensor'"):
+        load_ticket(tmp_path / "ticket.pt")
