@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from packaging.version import InvalidVersion, Version
 
 from bnfree import checksums, file_bounds, trust
 from bnfree.errors import InputError
@@ -22,6 +23,8 @@ from bnfree.names import did_you_mean
 from bnfree.tickets.ticket_file import CONFIG_KEYS
 
 LAST_GOOD = "last-good"
+
+VERSION_KEY = "pytorch-lightning_version"
 
 
 def read_checkpoint(path: str, weights_only: bool = True) -> dict[str, Any]:
@@ -62,6 +65,13 @@ def read_checkpoint(path: str, weights_only: bool = True) -> dict[str, Any]:
             f"ckpt_path={path!r} holds no training state, only weights or something else; give a checkpoint that "
             "`bnfree fit` wrote, or start from its weights with --model.init_from."
         )
+    try:
+        # Lightning compares it with its own, and says nothing that helps.
+        Version(content.get(VERSION_KEY, "0"))
+    except (InvalidVersion, TypeError) as error:
+        raise InputError(
+            f"ckpt_path={path!r} was written by no release of Lightning; give an undamaged checkpoint."
+        ) from error
     return content
 
 

@@ -174,3 +174,12 @@ def test_a_checkpoint_of_the_run_holds_plain_values(trained):
     for name in ("best", "last"):
         content = torch.load(trained / "checkpoints" / f"{name}.ckpt", weights_only=True)
         assert content["hyper_parameters"]["_class_path"] == "toy_project.ToyModule"
+
+
+@pytest.mark.parametrize("version", [3, "x", "", torch.zeros(2), "{class_path: planted.X}"])
+def test_a_checkpoint_of_no_release_is_refused(trained, complaint, project, version):
+    content = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
+    torch.save({**content, "pytorch-lightning_version": version}, project / "changed.ckpt")
+    assert "ckpt_path='changed.ckpt' was written by no release" in complaint(
+        "test", "--config=toy.yaml", "--ckpt_path=changed.ckpt"
+    )
