@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import importlib
 import os
+import shlex
+import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from bnfree import __version__
-from bnfree.errors import InputError, NonFiniteError
+from bnfree.errors import InputError, MachineError, NonFiniteError, Stopped, termination_is_an_exception
+from bnfree.files import full_disk, is_full_disk
 from bnfree.names import did_you_mean
 from bnfree.users_words import note, take_allowed
 
@@ -33,6 +38,7 @@ SUBCOMMANDS = {
     "recipe": Subcommand("train the stages of a recipe, one after the other", "command.recipe"),
     "lottery": Subcommand("find and check lottery tickets", "command.lottery.command"),
     "predict": Subcommand("classes of images, by a checkpoint or packed file", "command.evaluate"),
+    "runs": Subcommand("list runs: what differs, how far they are, how they go on", "command.runs"),
     "report": Subcommand("write a table and a figure of runs", "command.report"),
     "export": Subcommand("pack a trained network into a small file", "command.export"),
     "bench": Subcommand("time a packed file against other engines", "command.bench"),
@@ -64,9 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows `bnfree` on the command line; None: `sys.argv`.
 
     Returns:
-        The exit code: 0, or what a subcommand says; 2 after a mistake in what the user gave and 3 after a training that
-        diverged, which are answered with one line on stderr. With `BNFREE_TRACEBACK=1` in the environment the exception
-        is raised instead.
+        The exit code: 0, or what a subcommand says; 2 after a mistake in what the user gave, 3 after a training that
+        diverged and 1 after a failure of the machine such as a full disk, which are answered with one line on stderr;
+        130 after Ctrl-C and 143 after SIGTERM, with the command that goes on. With `BNFREE_TRACEBACK=1` in the
+        environment errors are raised instead.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -76,20 +83,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(f"bnfree {__version__}")
         return 0
+    _quieten_threads()
+    words = arguments
     try:
-        arguments = take_allowed(arguments)
-        note(arguments)
-        run = importlib.import_module(f"bnfree.lightning_modules.{_subcommand(arguments[0]).module}").run
-        result = run(arguments)
+        with termination_is_an_exception():
+            arguments = take_allowed(arguments)
+            note(arguments)
+            run = importlib.import_module(f"bnfree.lightning_modules.{_subcommand(arguments[0]).module}").run
+            result = run(arguments)
+    except (KeyboardInterrupt, Stopped) as end:
+        return _stop(end, words)
     except BrokenPipeError:
         # Whoever reads the output has seen enough, such as `head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except InputError as error:
+    except (InputError, MachineError, OSError) as error:
         if os.environ.get("BNFREE_TRACEBACK", "0") not in ("", "0"):
             raise
+        if isinstance(error, OSError):
+            _report(_of_system(error))
+            return 1
         _report(error)
-        return 3 if isinstance(error, NonFiniteError) else 2
+        if isinstance(error, NonFiniteError):
+            return 3
+        return 2 if isinstance(error, InputError) else 1
     return result if isinstance(result, int) else 0
 
 
@@ -102,7 +119,44 @@ def _subcommand(name: str) -> Subcommand:
     raise InputError(f"subcommand {name!r} is not known; {did_you_mean(name, SUBCOMMANDS) or f'choose from {known}.'}")
 
 
-def _report(error: InputError) -> None:
+def _quieten_threads() -> None:
+    """Leaves it to the main thread to say that the disk is full, which a thread that writes logs hands over to it."""
+    earlier = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if arguments.exc_value is None or not is_full_disk(arguments.exc_value):
+            earlier(arguments)
+
+    threading.excepthook = hook
+
+
+# They find out by themselves how far they are.
+GO_ON = ("recipe", "lottery")
+
+
+def _stop(end: BaseException, arguments: Sequence[str]) -> int:
+    """Says how to go on after a signal; returns the exit code."""
+    number = end.number if isinstance(end, Stopped) else signal.SIGINT
+    if any(int(os.environ.get(name) or 0) > 0 for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID")):
+        return 128 + number
+    line = str(end) if isinstance(end, Stopped) else "stopped by SIGINT"
+    resume = end.resume if isinstance(end, Stopped) else None
+    if arguments[0] in GO_ON:
+        resume = ("bnfree", *arguments)
+    print(f"bnfree: {line}" + (f"; to go on: {shlex.join(resume)}" if resume else ""), file=sys.stderr)
+    return 128 + number
+
+
+def _of_system(error: OSError) -> MachineError:
+    files = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    if is_full_disk(error):
+        return full_disk(Path(files[0]) if files else Path())
+    return MachineError(f"{' and '.join(map(repr, files)) or 'the system says'}: {error.strerror or error}")
+
+
+def _report(error: InputError | MachineError) -> None:
+    if getattr(error, "is_told", False):
+        return
     # Mostly every process of a distributed run meets the same mistake, and one answer is enough: the others speak only
     # if the first, which has started them, goes on living.
     if any(int(os.environ.get(name) or 0) > 0 for name in ("LOCAL_RANK", "RANK")):

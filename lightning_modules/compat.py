@@ -14,10 +14,15 @@ import warnings
 from argparse import SUPPRESS
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Union, get_args, get_origin
+from subprocess import Popen
+from typing import Any, Union, get_args, get_origin
 
+from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from bnfree.files import whole_file
 
@@ -87,6 +92,58 @@ class KeepingWriter(ExperimentWriter):
             writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
             writer.writeheader()
             writer.writerows(rows)
+
+
+class WatchedLauncher(_SubprocessScriptLauncher):
+    """Lightning's starter of the other processes of a machine, with a watch of our own over them.
+
+    Lightning's own kills the first process within five seconds after another has ended, whatever it is doing.
+
+    Args:
+        launcher: Lightning's own.
+        start: called before the processes are started.
+        watch: called with the processes.
+    """
+
+    def __init__(
+        self,
+        launcher: _SubprocessScriptLauncher,
+        start: Callable[[], None],
+        watch: Callable[[list[Popen[bytes]]], None],
+    ) -> None:
+        super().__init__(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes)
+        self._start, self._watch = start, watch
+
+    def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
+        """Starts the processes unless somebody else has, and calls a function."""
+        self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
+        if not self.cluster_environment.creates_processes_externally:
+            self._start()
+            self._call_children_scripts()
+            self._watch(self.procs)
+        _set_num_threads_if_needed(num_processes=self.num_processes)
+        return function(*args, **kwargs)
+
+
+def watch_processes(trainer: Trainer, start: Callable[[], None], watch: Callable[[list[Popen[bytes]]], None]) -> None:
+    """Gives a Trainer that starts processes a `WatchedLauncher`."""
+    if type(trainer.strategy.launcher) is _SubprocessScriptLauncher:
+        trainer.strategy._launcher = WatchedLauncher(trainer.strategy.launcher, start, watch)
+
+
+def accumulates(trainer: Trainer) -> bool:
+    """Whether the optimizer has not made its step yet with the gradients of the batch that has just been trained on."""
+    return trainer.fit_loop.epoch_loop._should_accumulate()
+
+
+def agree_before_each_batch(trainer: Trainer, agree: Callable[[], None]) -> None:
+    """Calls a function in all processes before each batch, where Lightning asks whether the first was to end."""
+    setattr(trainer.fit_loop.epoch_loop, "_broadcast_sigterm_tensor", agree)  # noqa: B010 - mypy refuses to assign
+
+
+def last_saved_step(callback: ModelCheckpoint) -> int:
+    """The step of the last checkpoint that the callback has written."""
+    return callback._last_global_step_saved
 
 
 def option_strings(parser: LightningArgumentParser) -> list[str]:
@@ -197,3 +254,7 @@ WRONG_ACCELERATOR_OR_STRATEGY = re.compile(r"invalid (accelerator|strategy) name
 WRONG_STATE_DICT = "Error(s) in loading state_dict for"
 UNKNOWN_METRIC = "conditioned on metric"
 CALLBACK_TWICE = re.compile(r"Found more than one stateful callback of type `(\w+)`")
+# What a process says of another one that is gone: gloo, NCCL and the store through which they meet.
+LOST_PROCESS = re.compile(
+    r"gloo|NCCL|TCPStore|[Cc]onnection (?:was )?(?:closed|reset|refused)|[Bb]roken pipe|remote (?:worker|process)"
+)

@@ -194,10 +194,22 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             checkpoint: what to save.
             path: where.
             storage_options: not used, as in Lightning's own.
+
+        Raises:
+            MachineError: the disk is full.
         """
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         signed = trust.signatures([checkpoint.get(key) for key in CONFIG_KEYS])
-        with whole_file(path) as unfinished:
+        with whole_file(path, _size(checkpoint)) as unfinished:
             checksums.save({**checkpoint, trust.KEY: signed} if signed else checkpoint, unfinished)
+
+
+def _size(content: Any) -> int:
+    """Bytes of the tensors in a checkpoint."""
+    if isinstance(content, torch.Tensor):
+        return content.nbytes
+    if isinstance(content, Mapping):
+        return sum(_size(value) for value in content.values())
+    return sum(_size(value) for value in content) if isinstance(content, list | tuple) else 0

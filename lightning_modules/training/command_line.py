@@ -24,7 +24,7 @@ import bnfree.callbacks
 import bnfree.datamodules
 import bnfree.lightning_modules
 from bnfree import trust
-from bnfree.errors import InputError
+from bnfree.errors import InputError, MachineError
 from bnfree.file_bounds import bounded_network
 from bnfree.import_names import search_working_directory
 from bnfree.lightning_modules.compat import SteppedCLI, leave_out_messages
@@ -51,6 +51,7 @@ from bnfree.lightning_modules.training.config.sources import complete_arguments,
 from bnfree.lightning_modules.training.default_callbacks import SavedConfig, default_callbacks
 from bnfree.lightning_modules.training.exact_loops import make_resumable
 from bnfree.lightning_modules.training.foreign_modules import CalibrationNotice, LoggedMonitor
+from bnfree.lightning_modules.training.failures import explain_failure
 from bnfree.lightning_modules.training.hyperparameters import Hyperparameters, flat_hyperparameters
 from bnfree.lightning_modules.training.loading import checkpoint_to_load
 from bnfree.lightning_modules.training.loggers import (
@@ -65,7 +66,10 @@ from bnfree.lightning_modules.training.loggers import (
 )
 from bnfree.lightning_modules.training.messages import result_line, say, say_where_things_are
 from bnfree.lightning_modules.training.notes import FoundData, say_notes
+from bnfree.lightning_modules.training.processes import PROCESSES, record_error
+from bnfree.lightning_modules.training.run_names import run_label, safe
 from bnfree.lightning_modules.training.settings import RunSettings, words_of
+from bnfree.lightning_modules.training.stopping import StopNow, StopOnSignal, stop
 from bnfree.lightning_modules.training.tested_data import TestedData
 
 # Short names in a config are those of imported classes, and packages import theirs on first use only.
@@ -95,9 +99,13 @@ def run_settings(subcommand: str, settings: RunSettings) -> TrainingCLI:
 
     Raises:
         InputError: a mistake in what the user gave.
+        MachineError: what the machine has failed at.
+        Stopped: a signal has ended the run.
     """
     try:
         return TrainingCLI([subcommand, *words_of(settings)])
+    except MachineError:
+        raise
     except MisconfigurationException as error:
         raise InputError(str(error)) from error
     except (RuntimeError, ImportError) as error:
@@ -150,6 +158,7 @@ class TrainingCLI(SteppedCLI):
         self.checkpoint_path: str | None = None
         self.changes: Callback | None = None
         self.text = ""
+        self.signals = StopOnSignal()
         self.run_directory: Path | None = None
         # What ends with the run: its claim to the directory.
         self.held = _Held()
@@ -236,13 +245,20 @@ class TrainingCLI(SteppedCLI):
         if self.subcommand != "fit" and options.run_dir is None and self.checkpoint_path is not None:
             self.run_directory = run_directory.run_directory_of(self.checkpoint_path)
         if self.run_directory is None and (options.run_dir is not None or self.subcommand in ("fit", "predict")):
-            self.run_directory, created = run_directory.claim(options.run_dir, self._recipe_name())
+            self.run_directory, created = run_directory.claim(
+                options.run_dir, self._recipe_name(), self._label(options)
+            )
             self.held.callback(run_directory.remove_if_unused, created)
         elif self.run_directory is not None and self.subcommand == "predict":
             run_directory.create(self.run_directory)
         if self.subcommand == "fit" and self.run_directory is not None:
             self.held.enter_context(run_directory.only_one(self.run_directory))
             run_directory.check_free(self.run_directory, self.checkpoint_path)
+
+    def _label(self, options: Any) -> str:
+        if options.name is not None and not safe(options.name):
+            raise InputError(f"name={options.name!r} must have letters or digits, for it names a directory.")
+        return run_label(self.arguments) if options.name is None else safe(options.name, 80)
 
     def _recipe_name(self) -> str:
         configs = [config for config in config_files(self.arguments) if config.is_file()]
@@ -279,6 +295,9 @@ class TrainingCLI(SteppedCLI):
         if self.subcommand == "fit":
             states = self.checkpoint.get("callbacks", {})
             options["callbacks"] += [LoggedMonitor(section.best_checkpoint, states), CalibrationNotice()]
+        last = section.last_checkpoint if self.subcommand == "fit" else None
+        self.signals = StopOnSignal(last if last in options["callbacks"] else None)
+        options["callbacks"].append(self.signals)
         options["callbacks"].append(ClassNames(self.checkpoint, self.checkpoint_path, section[OPTION]))
         if self.subcommand == "fit":
             say_notes(self.model, options)
@@ -294,6 +313,7 @@ class TrainingCLI(SteppedCLI):
                 raise
             # A Trainer option of the right type and a wrong value, such as an accelerator that does not exist.
             raise InputError(explain_trainer_error(error)) from error
+        PROCESSES.attach(trainer)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         make_resumable(trainer)
@@ -314,6 +334,7 @@ class TrainingCLI(SteppedCLI):
         options.config, options.run_dir, options.ckpt_path = None, None, None
         # Nor are other classes of a later use meant. Left out, since a config beats what stands before it.
         options.pop(OPTION)
+        options.pop("name")
         text = dump_config(parser, options)
         content = yaml.safe_load(text)
         trust.approve(content)
@@ -321,18 +342,27 @@ class TrainingCLI(SteppedCLI):
         return f"# bnfree {bnfree.__version__}\n{origin}{trust.signature_comment(content)}{text}"
 
     def run_subcommand(self, subcommand: str) -> None:
-        """Runs it; what a logger's service complains of is the user's to put right."""
+        """Runs it; what ends it early comes out as one of the exceptions of `bnfree.errors`, if it is known."""
         earlier_run = open_wandb_run()
         # Lightning's table has sixteen digits.
         own_lines = subcommand in ("validate", "test") and not values_of(self.arguments, "--verbose")
         if own_lines:
             self.config_init[subcommand].verbose = False
         try:
-            super().run_subcommand(subcommand)
+            with self.signals.listening():
+                super().run_subcommand(subcommand)
+        except StopNow as error:
+            PROCESSES.explain(error)
+            options = [f"--{OPTION}"] if self.config[subcommand][OPTION] else []
+            raise stop(error.number, self.trainer, self.signals, self.run_directory, options) from None
         except Exception as error:
-            if type(error).__module__.partition(".")[0] not in SERVICES:
+            told = PROCESSES.explain(error) or explain_failure(error, self.run_directory, self.datamodule)
+            if told is None and type(error).__module__.partition(".")[0] in SERVICES:
+                told = InputError(f"trainer.logger: {' '.join(str(error).split())}")
+            record_error(told or error)
+            if told is None or told is error:
                 raise
-            raise InputError(f"trainer.logger: {' '.join(str(error).split())}") from error
+            raise told from error
         finally:
             finish_wandb_runs(self.trainer.loggers, earlier_run)
         if own_lines:

@@ -18,7 +18,7 @@ from bnfree.callbacks.non_finite_stop import NonFiniteStop
 from bnfree.callbacks.throughput import Throughput
 from bnfree.files import whole_file
 from bnfree.lightning_modules.training.messages import say
-from bnfree.lightning_modules.training.run_directory import CHECKPOINTS, config_to_write
+from bnfree.lightning_modules.training.run_directory import CHECKPOINTS, FINISHED, config_to_write
 
 
 def default_callbacks(options: dict[str, Any], always_on: list[Callback], directory: Path | None) -> list[Callback]:
@@ -127,5 +127,11 @@ class SavedConfig(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the file in the first process."""
         if trainer.is_global_zero:
+            (self.directory / FINISHED).unlink(missing_ok=True)
             with whole_file(config_to_write(self.directory)) as unfinished:
                 unfinished.write_text(self.text)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Marks a run that nothing has stopped."""
+        if trainer.is_global_zero and self.directory.is_dir():
+            (self.directory / FINISHED).touch()

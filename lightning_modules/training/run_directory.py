@@ -9,8 +9,8 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from io import FileIO
 from pathlib import Path
-from typing import TextIO
 
 from bnfree.errors import InputError
 
@@ -23,6 +23,8 @@ CHECKPOINTS = "checkpoints"
 CONFIG = "config.yaml"
 METRICS = "metrics.csv"
 LOCK = ".lock"
+# Without content, in the directory of a run that has come to its end.
+FINISHED = ".finished"
 # Seconds that a lock is waited for.
 PATIENCE = 0.3
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
@@ -61,19 +63,22 @@ def _resumed(number: int) -> str:
     return f"config-resumed-{number}.yaml"
 
 
-def choose_run_directory(given: str | None, name: str, environment: Mapping[str, str] = os.environ) -> Path:
+def choose_run_directory(
+    given: str | None, name: str, environment: Mapping[str, str] = os.environ, label: str = ""
+) -> Path:
     """The directory of this run, which is not created yet.
 
     Args:
-        given: what the user asked for; None: `runs/<name>/<date>-<time>`, with a number if that exists.
+        given: what the user asked for; None: `runs/<name>/<date>-<time>-<label>`, with a number if that exists.
         name: name of the recipe.
         environment: the process's environment variables.
+        label: what the run changes of the recipe, or what the user calls it; may be empty.
     """
     if is_child(environment) and SHARED in environment:
         return Path(environment[SHARED])
     if given is not None:
         return Path(given).expanduser()
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S") + (f"-{label}" if label else "")
     path, number = Path("runs") / name / stamp, 1
     while path.exists():
         number += 1
@@ -104,12 +109,13 @@ def check_free(directory: Path, checkpoint: str | None) -> None:
     )
 
 
-def claim(given: str | None, name: str) -> tuple[Path, list[Path]]:
+def claim(given: str | None, name: str, label: str = "") -> tuple[Path, list[Path]]:
     """Chooses the directory of this run and creates it, one that no other run has if the user has named none.
 
     Args:
         given: what the user asked for.
         name: name of the recipe.
+        label: what the run changes of it.
 
     Returns:
         The directory, and what `create` returns.
@@ -118,7 +124,7 @@ def claim(given: str | None, name: str) -> tuple[Path, list[Path]]:
         InputError: it cannot be created or written to.
     """
     while True:
-        directory = choose_run_directory(given, name)
+        directory = choose_run_directory(given, name, label=label)
         try:
             return directory, create(directory, new=given is None)
         except FileExistsError:
@@ -253,8 +259,8 @@ def is_in_use(directory: Path) -> bool:
     return False
 
 
-# Text files, open as long as they are locked.
-_held: set[TextIO] = set()
+# Open as long as they are locked.
+_held: set[FileIO] = set()
 
 
 def _close_in_child() -> None:
@@ -268,7 +274,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_close_in_child)
 
 
-def _locked(path: Path) -> TextIO:
+def _locked(path: Path) -> FileIO:
     """A file, made if it is not there, that this process alone holds open and locked.
 
     Raises:
@@ -277,15 +283,16 @@ def _locked(path: Path) -> TextIO:
     """
     patience = time.monotonic() + PATIENCE
     while True:
-        file = path.open("a+")
+        file = path.open("a+b", buffering=0)
         try:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Whoever held it before has removed it, and a file of that name is another one by now, if there is any.
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-                file.flush()
+                # Who it is matters less than the lock, on a full disk for instance.
+                with suppress(OSError):
+                    file.truncate(0)
+                    file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
                 return file
         except BlockingIOError:
             # It may be looked at by `is_in_use` for a moment.

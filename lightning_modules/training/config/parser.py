@@ -142,7 +142,10 @@ def add_arguments(parser: LightningArgumentParser) -> None:
         type=str | None,
         default=None,
         help="Directory of the run, for its config, metrics and checkpoints; "
-        "by default runs/<name of the first config>/<date>-<time>.",
+        "by default runs/<name of the first config>/<date>-<time>-<what is changed of it>.",
+    )
+    parser.add_argument(
+        "--name", type=str | None, default=None, help="What the run is called, in place of what it changes."
     )
     parser.add_argument(
         "--test_after_fit",

@@ -71,7 +71,7 @@ def test_a_new_directory_is_not_shared(project, monkeypatch):
     monkeypatch.setattr(run_directory, "datetime", Noon)
     first, second = project / "runs/recipe/noon", project / "runs/recipe/noon-2"
     places = iter([Path("runs/recipe/noon"), Path("runs/recipe/noon"), Path("runs/recipe/noon-2")])
-    monkeypatch.setattr(run_directory, "choose_run_directory", lambda *_: next(places))
+    monkeypatch.setattr(run_directory, "choose_run_directory", lambda *_, **__: next(places))
     assert run_directory.claim(None, "recipe") == (
         Path("runs/recipe/noon"), [first, project / "runs/recipe", project / "runs"]
     )  # fmt: skip
