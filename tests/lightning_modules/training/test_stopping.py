@@ -36,7 +36,8 @@ class Signaller(Callback):
             self.send(trainer)
 
     def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
-        if self.where == "validation" and trainer.global_step == self.step and batch_idx == 1 and not trainer.sanity_checking:
+        at_step = trainer.global_step == self.step and batch_idx == 1
+        if self.where == "validation" and at_step and not trainer.sanity_checking:
             self.send(trainer)
 
     def on_test_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
@@ -144,7 +145,7 @@ def test_in_python_it_is_the_exception_of_the_signal(project):
     assert isinstance(caught.value, Interrupted)
     assert caught.value.resume == ("bnfree", "fit", "--run_dir=run", "--ckpt_path=last")
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
-    callback["init_args"] = {"where": "test"}
+    callback["init_args"] = {"where": "test", "number": 15}
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with pytest.raises(SystemExit) as terminated:
         evaluate(EvaluateSettings(options={"trainer.callbacks": [callback]}, ckpt_path="run/checkpoints/last.ckpt"))
