@@ -50,8 +50,8 @@ from bnfree.lightning_modules.training.config.parser import ALWAYS_ON, CommandPa
 from bnfree.lightning_modules.training.config.sources import complete_arguments, config_files, is_local, values_of
 from bnfree.lightning_modules.training.default_callbacks import SavedConfig, default_callbacks
 from bnfree.lightning_modules.training.exact_loops import make_resumable
-from bnfree.lightning_modules.training.foreign_modules import CalibrationNotice, LoggedMonitor
 from bnfree.lightning_modules.training.failures import explain_failure
+from bnfree.lightning_modules.training.foreign_modules import CalibrationNotice, LoggedMonitor
 from bnfree.lightning_modules.training.hyperparameters import Hyperparameters, flat_hyperparameters
 from bnfree.lightning_modules.training.loading import checkpoint_to_load
 from bnfree.lightning_modules.training.loggers import (
