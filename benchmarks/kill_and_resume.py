@@ -115,7 +115,8 @@ def write_images(directory: Path) -> None:
 
 FOLDER = (
     "--data=bnfree.datamodules.ImageFolderDataModule", "--data.data_dir=images", "--data.batch_size=12",
-    "--data.image_size=8", "--model.backbone.in_channels=3", "--model.backbone.num_classes=3",
+    "--data.image_size=8", "--data.limit_train=60", "--model.backbone.in_channels=3",
+    "--model.backbone.num_classes=3",
 )  # fmt: skip
 RECIPE = {"stages": {"step1": {"config": "network.yaml", "options": {"model.backbone.binary_weights": False}},
                      "step2": {"config": "network.yaml"}}}  # fmt: skip

@@ -33,7 +33,8 @@ def metrics_so_far(trainer: Trainer) -> dict[str, Any]:
     loop: Any = trainer.fit_loop.epoch_loop
     results = {
         key: {**{name: getattr(entry.meta, name) for name in PLAIN}, "reduction": entry.meta.reduce_fx.__name__,
-              "sync": [entry.meta.sync.should, entry.meta.sync.rank_zero_only], "state": _state(entry)}
+              "sync": [entry.meta.sync.should, entry.meta.sync.rank_zero_only],
+              "state": _state(entry) if entry.is_tensor else {}}
         for key, entry in loop._results.items()
         if not entry.has_reset and entry.meta.sync.group is None
     }  # fmt: skip
@@ -94,7 +95,9 @@ def _result(trainer: Trainer, saved: dict[str, Any], metric: Metric | None) -> _
         result.value = metric
     else:
         _load(result, saved["state"], trainer.strategy.root_device)
-    result._update_count = saved["state"]["updates"]
+        return result
+    # Never counted back by Lightning, which only asks whether there has been an update.
+    result._update_count = 1
     return result
 
 
