@@ -86,9 +86,11 @@ class ConfusionMatrix(Callback):
         if self._counts is None:
             return
         counts = trainer.strategy.reduce(self._counts, reduce_op="sum")
+        # All processes together: the first one would wait for the others.
+        directory = run_directory(trainer)
         if trainer.is_global_zero and not trainer.sanity_checking:
             names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
-            write_confusion(run_directory(trainer), torch.as_tensor(counts).cpu(), names)
+            write_confusion(directory, torch.as_tensor(counts).cpu(), names)
 
 
 def write_confusion(directory: Path, counts: Tensor, names: Sequence[str] | None = None) -> None:
