@@ -343,7 +343,12 @@ def differences(whole: Path, other: Path) -> list[str]:
 
 def _matters(path: Path) -> bool:
     names = ("log-", "moments", "config", "events.out.tfevents", ".lock", "hparams.yaml", "command")
-    return path.suffix != ".png" and not path.name.startswith(names) and "__pycache__" not in path.parts and "images" not in path.parts
+    return (
+        path.suffix != ".png"
+        and not path.name.startswith(names)
+        and "__pycache__" not in path.parts
+        and "images" not in path.parts
+    )
 
 
 def _content(path: Path, root: Path) -> Any:

@@ -196,6 +196,8 @@ class ExactFitLoop(_FitLoop):
             epochs.current.completed = epochs.current.processed
             # Where steps limit a run, Lightning would end the finished epoch a second time.
             cast(Any, _Loop.restarting).fset(self, False)
+            # No sanity check, after which its counts would be those of no validation.
+            self.epoch_loop.val_loop.restarting = True
 
     @property
     def done(self) -> bool:

@@ -113,9 +113,9 @@ def train(directory, resume=None, kill_after=None, saver=None, **options):
     """Runs; returns the rows of the epochs, the steps of validations and the weights."""
     torch.manual_seed(1)
     record, rows = Record(directory, kill_after), Rows()
-    options = {"max_epochs": 3, **options}
+    options = {"max_epochs": 3, "num_sanity_val_steps": 0, **options}
     trainer = Trainer(
-        accelerator="cpu", default_root_dir=directory, logger=False, enable_progress_bar=False, num_sanity_val_steps=0,
+        accelerator="cpu", default_root_dir=directory, logger=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=[record, rows, saver or every_step(directory)], **options,
     )  # fmt: skip
     make_resumable(trainer)
@@ -204,3 +204,17 @@ def test_a_worse_network_never_overwrites_the_best(tmp_path):
     train(part, resume=part / "6.ckpt", saver=rest)
     assert float(rest.best_model_score) == float(whole.best_model_score)
     assert rest.best_model_path.rpartition("/")[2] == whole.best_model_path.rpartition("/")[2]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_that_goes_on_after_an_epoch_has_the_counts_of_its_validation(tmp_path):
+    def counts(directory):
+        file = torch.load(directory / "7.ckpt", weights_only=True)
+        return file["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+
+    part, options = tmp_path / "part", {"num_sanity_val_steps": 2}
+    train(tmp_path / "whole", **options)
+    assert train(part, kill_after=6, **options) is None
+    train(part, resume=part / "6.ckpt", **options)
+    assert counts(part) == counts(tmp_path / "whole")
+    assert counts(part)["current"]["completed"] == 2
