@@ -165,7 +165,7 @@ CASES = {
         ("lottery", "run", "lottery.yaml", "--run_dir=run", *EPOCHS, *EVERY_TWO), files={"lottery.yaml": LOTTERY}
     ),
     "controls": Case(
-        ("lottery", "controls", "run", "--level=1", "--controls=random_global"),
+        ("lottery", "controls", "run", "--levels=1", "--controls=random_layerwise,shuffle_signs"),
         before=(("lottery", "run", "lottery.yaml", "--run_dir=run", *EPOCHS),), files={"lottery.yaml": LOTTERY},
     ),
 }  # fmt: skip
@@ -343,12 +343,8 @@ def differences(whole: Path, other: Path) -> list[str]:
 
 def _matters(path: Path) -> bool:
     names = ("log-", "moments", "config", "events.out.tfevents", ".lock", "hparams.yaml", "command")
-    return (
-        path.suffix != ".png"
-        and not path.name.startswith(names)
-        and "__pycache__" not in path.parts
-        and "images" not in path.parts
-    )
+    folders = {"__pycache__", "images"} & set(path.parts)
+    return path.suffix != ".png" and not folders and not path.name.startswith(names)
 
 
 def _content(path: Path, root: Path) -> Any:
