@@ -365,7 +365,11 @@ def _relative(value: Any, root: str) -> Any:
         return {_relative(key, root): _relative(inner, root) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_relative(inner, root) for inner in value]
-    return value.replace(root, "ROOT") if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    # What has run before has done so in a directory that has been copied.
+    prepared = str(Path(root).parent.with_name("prepared") / Path(root).name)
+    return value.replace(root, "ROOT").replace(prepared, "ROOT")
 
 
 def _differing(one: Any, two: Any, name: str) -> Iterator[str]:
