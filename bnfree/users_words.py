@@ -12,8 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-import yaml
-
 from bnfree.errors import InputError
 
 FLAG = "allow_classes"
@@ -77,6 +75,9 @@ def texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 def _said_by(text: str) -> Any:
     """The mapping or list that a text is when it is read as YAML."""
+    # Packed networks predict without it, and have no text to read.
+    import yaml
+
     try:
         said = yaml.safe_load(text)
     # Whatever is no YAML stays a text; dates beyond the calendar and the like raise other errors.

@@ -134,8 +134,9 @@ class TeacherLogits:
             earlier = json.loads(metadata["made_with"])
         except (KeyError, ValueError, RecursionError):
             earlier = None
-        teachers = len(self._made_with.get("teachers", ()))
-        sound = len(shape) == 3 and shape[1] == teachers and kind in ("F32", "F64")
+        teachers = earlier.get("teachers") if isinstance(earlier, dict) else None
+        # Of other teachers too, which is told below, as many as it says.
+        sound = len(shape) == 3 and isinstance(teachers, list) and shape[1] == len(teachers) and kind in ("F32", "F64")
         if not isinstance(earlier, dict) or not sound:
             raise InputError(f"logits_cache: {path} is damaged; {ADVICE}.")
         for name, value in self._made_with.items():

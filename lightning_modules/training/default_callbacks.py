@@ -123,15 +123,17 @@ class SavedConfig(Callback):
 
     def __init__(self, text: str, directory: Path) -> None:
         self.text, self.directory = text, directory
+        self._started = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the file in the first process."""
+        self._started = True
         if trainer.is_global_zero:
             (self.directory / FINISHED).unlink(missing_ok=True)
             with whole_file(config_to_write(self.directory)) as unfinished:
                 unfinished.write_text(self.text)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Marks a run that nothing has stopped."""
-        if trainer.is_global_zero and self.directory.is_dir():
+        """Marks a run that nothing has stopped; one with nothing left to train leaves no trace."""
+        if self._started and trainer.is_global_zero and self.directory.is_dir():
             (self.directory / FINISHED).touch()

@@ -4,5 +4,5 @@ import re
 
 
 def shown_accuracy(output):
-    """Of the Trainer's table of test results, which is drawn in another way where `rich` is installed."""
-    return float(re.search(r"test/acc\D+([\d.]+)", output)[1])
+    """The share of right answers that a command prints, in percent with two decimals."""
+    return float(re.search(r"test/acc\D+([\d.]+) %", output)[1]) / 100

