@@ -99,7 +99,8 @@ ON_THE_COMMAND_LINE = (
 
 
 def accuracy(printed):
-    return float(re.search(r"test/acc\D+([\d.]+)", printed)[1])
+    found = re.search(r"test/acc\D+([\d.]+)( %)?", printed)
+    return float(found[1]) / (100 if found[2] else 1)
 
 
 @pytest.mark.slow

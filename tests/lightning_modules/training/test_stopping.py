@@ -16,6 +16,16 @@ from bnfree.lightning_modules.cli import main
 from bnfree.lightning_modules.training import stopping
 
 ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(autouse=True)
+def _interruptible():
+    """Also where the tests run in the background of a shell, which ignores SIGINT."""
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, earlier)
+
+
 SIGNALLER = """
 import os
 import signal
