@@ -71,6 +71,8 @@ _PLAIN_TEXT = {
 # Arguments that say where a training writes.
 _PLACES = {"dirpath", "filename", "save_dir", "default_root_dir", "run_dir", "root_dir", "log_dir"}
 _INSTANTIATOR = "_instantiator"
+# Modules can have names that `import` cannot say, and that importlib imports all the same.
+_HYPHENATED = re.compile(r"(?:[\w-]+\.)+[A-Za-z_]\w*")
 
 _approved: set[str] = set()
 
@@ -247,6 +249,8 @@ def _beyond_doubt(text: str, key: str, earlier: bool) -> bool:
         return (key in _PLAIN_TEXT and not of_parts) or (
             (earlier or not of_parts) and _of_everybody(class_path_of_today(text))
         )
+    if "." in text and (key == "class_path" or (key not in _PLAIN_TEXT and _HYPHENATED.fullmatch(text))):
+        return False
     # Parsers take the name of a file in place of a class for a config of that class.
     return key in _PLAIN_TEXT or not _is_file(text)
 
@@ -289,6 +293,8 @@ def _objection(path: str) -> str | None:
     if named(path) or named(class_path_of_today(path)):
         return None
     permit = f"if you trust the file, add --{FLAG}={{}}."
+    if _HYPHENATED.fullmatch(path) and not is_dotted(path):
+        return f"which is no path of a class; {permit.format(repr('*'))}"
     if not is_dotted(path):
         return f"a place where no file may make bnfree read or write; {permit.format(repr('*'))}"
     if of_named_package(path) and isinstance(_found(path), type | None):
