@@ -134,6 +134,7 @@ CASES = {
          callback("EarlyBird", density=0.3, window=2, tolerance=0.001), callback("Throughput"))
     ),
     "callbacks at epoch ends": Case((callback("WeightDynamics"), callback("SignalPropagation"))),
+    "gradient windows": Case((*EVERY_STEP, callback("GradientWindows"))),
     "multi-prize ticket": Case((*EVERY_TWO, callback("MultiPrizeTicket", density=0.3))),
     "moving average of weights": Case(
         (*EVERY_STEP, callback("lightning.pytorch.callbacks.EMAWeightAveraging", decay=0.8))
