@@ -78,6 +78,11 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "linear": "bnfree.heads.linear",
         "cosine": "bnfree.heads.Cosine",
     },
+    # Those of the kinds below are classes with arguments, which configs name by their class or its path.
+    "optimizer": {},
+    "callback": {},
+    "model": {},
+    "data": {},
 }
 
 _registered: dict[str, dict[str, Any]] = {}

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from bnfree.import_names import one_module
+from bnfree.plugins import BUILT_IN
 
 if TYPE_CHECKING:
     from bnfree.callbacks.adaptive_gradient_clipping import AdaptiveGradientClipping
@@ -67,6 +68,10 @@ _MODULES = {
     "WeightDynamics": "bnfree.callbacks.weight_dynamics",
     "WeightStandardizationCheck": "bnfree.callbacks.weight_standardization_check",
 }
+
+# Callbacks that are plugins have their line there.
+_MODULES |= {path.rpartition(".")[2]: path.rpartition(".")[0] for path in BUILT_IN["callback"].values()}
+__all__ += [name for name in _MODULES if name not in __all__]
 
 
 def __getattr__(name: str) -> Any:

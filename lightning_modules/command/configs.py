@@ -5,16 +5,22 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 from bnfree.errors import InputError
-from bnfree.lightning_modules.training.config.shipped import copy_config, description, shipped_configs
+from bnfree.lightning_modules.training.config.shipped import (
+    copy_config,
+    description,
+    shipped_configs,
+    shipped_plugins,
+)
 from bnfree.names import did_you_mean
 
 HELP = """usage: bnfree configs
        bnfree configs copy NAME [TO]
 
-Lists the recipes that are installed with bnfree, by the name that --config, bnfree recipe and bnfree lottery take in
-any directory. A file of that name in the working directory wins over them.
+Lists the recipes and plugins that are installed with bnfree, by the name that --config, bnfree recipe and bnfree
+lottery take in any directory. A file of that name in the working directory wins over them.
 
   copy NAME [TO]   writes one to NAME.yaml, or to another file or directory, to be edited
 
@@ -47,13 +53,21 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _listing() -> str:
-    recipes = shipped_configs()
-    width = max(map(len, recipes)) + 2
+    plugins = shipped_plugins()
+    recipes = {name: path for name, path in shipped_configs().items() if name not in plugins}
+    width = max(map(len, (*recipes, *plugins))) + 2
+    title = (
+        "One plugin over any recipe, as in bnfree fit --config quickstart --config NAME; docs/plugins.md compares them:"
+    )
+    return "\n".join([*_lines(recipes, width), "", title, *_lines(plugins, width)])
+
+
+def _lines(configs: dict[str, Path], width: int) -> list[str]:
     columns = max(shutil.get_terminal_size((120, 24)).columns, width + 40)
-    return "\n".join(
+    return [
         textwrap.fill(
             description(path), columns, initial_indent=name.ljust(width), subsequent_indent=" " * width,
             break_on_hyphens=False,
         )
-        for name, path in recipes.items()
-    )  # fmt: skip
+        for name, path in configs.items()
+    ]  # fmt: skip

@@ -10,8 +10,7 @@ from typing import Any
 import yaml
 
 from bnfree.errors import InputError
-from bnfree.import_names import folder
-from bnfree.lightning_modules.training.config.shipped import find_config
+from bnfree.lightning_modules.training.config.shipped import find_config, shipped_folders
 from bnfree.lightning_modules.training.run_directory import METRICS
 from bnfree.lightning_modules.training.settings import FitSettings
 
@@ -62,7 +61,8 @@ def listed_configs(config: Any, file: Path, where: str) -> list[str]:
 def _config(name: str, file: Path, where: str) -> str:
     found = find_config(name, file.parent, f"{where} names the config {name!r}, which")
     # Where the package lies may change between two commands, and between two machines.
-    return found.stem if found.parent.resolve() == folder("configs").resolve() else str(found)
+    shipped = [place.resolve() for place in shipped_folders()]
+    return found.stem if found.parent.resolve() in shipped else str(found)
 
 
 def options_in(options: Any, where: str) -> dict[str, Any]:

@@ -71,6 +71,7 @@ from bnfree.lightning_modules.training.run_names import run_label, safe
 from bnfree.lightning_modules.training.settings import RunSettings, words_of
 from bnfree.lightning_modules.training.stopping import StopNow, StopOnSignal, stop
 from bnfree.lightning_modules.training.tested_data import TestedData
+from bnfree.plugins import BUILT_IN, resolve
 
 # Short names in a config are those of imported classes, and packages import theirs on first use only.
 for _package in (bnfree.backbones, bnfree.callbacks, bnfree.datamodules):
@@ -79,6 +80,9 @@ for _package in (bnfree.backbones, bnfree.callbacks, bnfree.datamodules):
 for _name, _place in bnfree.lightning_modules.PUBLIC.items():
     if _place.startswith("modules."):
         getattr(bnfree.lightning_modules, _name)
+for _kind in ("optimizer", "model", "data"):
+    for _name in BUILT_IN[_kind]:
+        resolve(_kind, _name)
 
 COMPOSITION = (
     "Later --config files and options win over earlier ones, key by key; a list replaces a list, and the key "

@@ -13,8 +13,18 @@ SUFFIXES = (".yaml", ".yml", ".json")
 
 
 def shipped_configs() -> dict[str, Path]:
-    """The shipped recipes by name, sorted."""
-    return {path.stem: path for path in sorted(folder("configs").glob("*.yaml"))}
+    """The shipped recipes and the overlays of plugins by name, sorted."""
+    return {path.stem: path for place in shipped_folders() for path in sorted(place.glob("*.yaml"))}
+
+
+def shipped_plugins() -> dict[str, Path]:
+    """The overlays that switch one plugin on over any recipe, by name, sorted."""
+    return {path.stem: path for path in sorted(shipped_folders()[1].glob("*.yaml"))}
+
+
+def shipped_folders() -> list[Path]:
+    """Where shipped configs lie: the recipes, and the overlays of plugins."""
+    return [folder("configs"), folder("configs") / "plugins"]
 
 
 def find_config(name: str | Path, beside: str | Path | None = None, given: str | None = None) -> Path:
@@ -38,9 +48,9 @@ def find_config(name: str | Path, beside: str | Path | None = None, given: str |
         >>> find_config("quickstart").name
         'quickstart.yaml'
     """
-    path, shipped = Path(name).expanduser(), folder("configs")
-    places = [Path(), shipped]
-    if beside is not None and Path(beside).resolve() != shipped.resolve():
+    path, shipped = Path(name).expanduser(), shipped_folders()
+    places = [Path(), *shipped]
+    if beside is not None and Path(beside).resolve() not in [place.resolve() for place in shipped]:
         places.insert(0, Path(beside))
     files = [path] if path.suffix in SUFFIXES else [path, path.with_name(f"{path.name}.yaml")]
     for place in places:
