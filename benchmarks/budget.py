@@ -23,6 +23,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -133,9 +134,10 @@ class Runner:
 
     def run(self, row: Row, seed: int) -> None:
         """One run, unless it is in the file or another copy of this script is at it."""
-        if self.stopping or any(line["row"] == str(row) and line["seed"] == str(seed) for line in read(self.rows_file)):
+        wanted = {"row": str(row), "seed": str(seed), "options": shlex.join(self.options)}
+        if self.stopping or any(wanted.items() <= line.items() for line in read(self.rows_file)):
             return
-        folder = self.output / f"{str(row).replace(':', '-').replace('=', '')}-seed{seed}"
+        folder = self.output / self._folder_name(row, seed)
         with _locked(folder.with_suffix(".lock")) as lock:
             if lock is None:
                 print(f"{row} | seed {seed}: another copy is at it", flush=True)
@@ -151,6 +153,11 @@ class Runner:
             line = self._line(row, seed, folder)
             append(self.rows_file, line)
             print(f"{row} | seed {seed}: test {line['test']} %, best validation {line['best_val']} %", flush=True)
+
+    def _folder_name(self, row: Row, seed: int) -> str:
+        # Other options are another run.
+        options = f"-{zlib.crc32(shlex.join(self.options).encode()):08x}" if self.options else ""
+        return f"{str(row).replace(':', '-').replace('=', '')}{options}-seed{seed}"
 
     def _modes(self, row: Row) -> tuple[str, ...]:
         # Batch norm and the public code's rules are computed the plain way, where fast modes change nothing.
@@ -241,21 +248,27 @@ def commit() -> str:
 
 def table(lines: Sequence[dict[str, str]]) -> str:
     """The Markdown table, cheapest rows first, with the lead over batch norm at equal budget and seeds."""
-    reached: dict[Row, dict[int, float]] = {}
+    reached: dict[tuple[Row, str], dict[int, float]] = {}
     for line in lines:
-        reached.setdefault(Row.parse(line["row"]), {})[int(line["seed"])] = float(line["test"])
-    twins = {(row.width, row.images, row.epochs): seeds for row, seeds in reached.items() if row.norm == "batch_norm"}
+        reached.setdefault((Row.parse(line["row"]), line["options"]), {})[int(line["seed"])] = float(line["test"])
+    twins = {
+        (row.width, row.images, row.epochs): seeds
+        for (row, options), seeds in reached.items()
+        if row.norm == "batch_norm" and not options
+    }
     rows = [
         "| width | training images x epochs | images shown | norm | seeds: test accuracy | mean | against batch norm |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for row in sorted(reached, key=lambda row: (row.cost, str(row).replace("bn_free", ""))):
-        seeds = reached[row]
+    for (row, options), seeds in sorted(
+        reached.items(), key=lambda found: (found[0][0].cost, str(found[0][0]).replace("bn_free", ""), found[0][1])
+    ):
         twin = twins.get((row.width, row.images, row.epochs), {})
         leads = [seeds[seed] - twin[seed] for seed in sorted(seeds) if seed in twin]
-        lead = f"{statistics.mean(leads):+.2f}" if leads and row.norm != "batch_norm" else ""
+        is_twin = row.norm == "batch_norm" and not options
+        lead = f"{statistics.mean(leads):+.2f}" if leads and not is_twin else ""
         lead += f" ({len(leads)} of {len(seeds)} seeds)" if lead and len(leads) < len(seeds) else ""
-        name = " ".join([f"`{row.norm}`", *str(row).split(":")[3:]])
+        name = " ".join([f"`{row.norm}`", *str(row).split(":")[3:], *([f"`{options}`"] if options else [])])
         each = ", ".join(f"{seed}: {accuracy:.2f}" for seed, accuracy in sorted(seeds.items()))
         mean = f"{statistics.mean(seeds.values()):.2f}"
         cells = [f"{row.width}", f"{row.images:,} x {row.epochs}", f"{row.presentations:,}", name, each, mean, lead]

@@ -36,24 +36,26 @@ def draw(lines: Sequence[dict[str, str]]) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, NullLocator
 
-    series: dict[tuple[str, str, str], dict[int, list[float]]] = {}
+    series: dict[tuple[str, str, str, str], dict[int, list[float]]] = {}
     for line in lines:
-        key = line["norm"], line["estimator"], line["width"]
+        key = line["norm"], line["estimator"], line["width"], line["options"]
         shown = series.setdefault(key, {}).setdefault(int(line["presentations"]), [])
         shown.append(float(line["test"]))
     series = {key: found for key, found in series.items() if key[1] == "approx" or len(found) > 1}
-    widths = {width for _, _, width in series}
+    widths = {width for _, _, width, _ in series}
     figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     labels = []
-    for (norm, estimator, width), found in sorted(series.items()):
-        color, marker, style = STYLES.get((norm, estimator), (GREY, "*", ":"))
+    for (norm, estimator, width, options), found in sorted(series.items()):
+        color, marker, style = (GREY, "*", ":") if options else STYLES.get((norm, estimator), (GREY, "*", ":"))
         budgets = sorted(found)
         means = [statistics.mean(found[budget]) for budget in budgets]
         axes.plot(budgets, means, color=color, ls=style, lw=1.6)
         points = [(budget, accuracy) for budget in budgets for accuracy in found[budget]]
         axes.plot(*zip(*points, strict=True), color=color, marker=marker, ls="", ms=4.5, alpha=0.65)
-        name = " ".join([norm, *([estimator] if estimator != "approx" else []), *([f"w{width}"] * (len(widths) > 1))])
+        words = [norm, *([estimator] if estimator != "approx" else []), *([f"w{width}"] * (len(widths) > 1))]
+        # Of `--trainer.callbacks+=package.Plugin` the plugin.
+        name = " ".join([*words, *(option.split(".")[-1] for option in options.split())])
         labels.append(EndLabel(budgets[-1], means[-1], f"{name} {means[-1]:.1f} %", color))
     budgets = sorted({budget for found in series.values() for budget in found})
     axes.set_xscale("log")

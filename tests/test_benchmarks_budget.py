@@ -66,8 +66,8 @@ def test_runs_are_stopped_resumed_and_not_repeated(images, tmp_path):
     output = tmp_path / "runs"
     rows = ["bn_free:w4:40x2", "batch_norm:w4:40x40"]
     process = subprocess.Popen(command(images, output, rows=rows), stdout=subprocess.PIPE, text=True)
-    long_run = output / "batch_norm-w4-40x40-seed0"
-    wait_for(lambda: (long_run / "checkpoints/last.ckpt").is_file(), process)
+    wait_for(lambda: list(output.glob("batch_norm-w4-40x40-*-seed0/checkpoints/last.ckpt")), process)
+    (long_run,) = output.glob("batch_norm-w4-40x40-*-seed0/")
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=300)
     assert process.returncode
@@ -77,11 +77,12 @@ def test_runs_are_stopped_resumed_and_not_repeated(images, tmp_path):
     assert 0 < epochs < 40
 
     # What has finished is not run again, so it may be gone.
-    shutil.rmtree(output / "bn_free-w4-40x2-seed0")
+    (short_run,) = output.glob("bn_free-w4-40x2-*-seed0/")
+    shutil.rmtree(short_run)
     figure = tmp_path / "figure.png"
     again = subprocess.run(command(images, output, "--figure", figure, rows=rows), capture_output=True, text=True)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert not (output / "bn_free-w4-40x2-seed0").exists()
+    assert not short_run.exists()
     first, second = rows_of(output)
     assert (second["row"], second["presentations"], second["fast"]) == ("batch_norm:w4:40x40", "1600", "none")
     assert second["options"].startswith("--data.val_split=10")
@@ -99,7 +100,8 @@ def test_a_failed_run_is_said_and_has_no_line(images, tmp_path):
     result = subprocess.run(bad, capture_output=True, text=True)
     assert result.returncode == 1
     assert "failed, see" in result.stdout
-    assert "limit_train" in (tmp_path / "runs/bn_free-w4-1000x1-seed0.log").read_text()
+    (log,) = tmp_path.glob("runs/bn_free-w4-1000x1-*-seed0.log")
+    assert "limit_train" in log.read_text()
     assert not (tmp_path / "runs/rows.csv").exists()
 
 
@@ -115,18 +117,39 @@ def test_names_of_rows_are_read_as_they_are_written(budget):
 
 
 def test_the_table_compares_equal_seeds(budget):
-    def line(row, seed, test):
-        return {"row": row, "seed": str(seed), "test": str(test)}
+    def line(row, seed, test, options=""):
+        return {"row": row, "seed": str(seed), "test": str(test), "options": options}
 
     lines = [line("bn_free:w16:10x6", 0, 60), line("bn_free:w16:10x6", 1, 62), line("batch_norm:w16:10x6", 0, 57.5)]
     lines += [line("bn_free:w16:10x24", 0, 70), line("bn_free:w16:10x6:ste", 1, 61)]
+    lines += [line("bn_free:w16:10x6", 0, 63, "--a=b"), line("batch_norm:w16:10x6", 0, 58, "--a=b")]
     _, _, *rows = budget.table(lines).splitlines()
     assert rows == [
         "| 16 | 10 x 6 | 60 | `bn_free` | 0: 60.00, 1: 62.00 | 61.00 | +2.50 (1 of 2 seeds) |",
+        "| 16 | 10 x 6 | 60 | `bn_free` `--a=b` | 0: 63.00 | 63.00 | +5.50 |",
         "| 16 | 10 x 6 | 60 | `bn_free` ste | 1: 61.00 | 61.00 |  |",
         "| 16 | 10 x 6 | 60 | `batch_norm` | 0: 57.50 | 57.50 |  |",
+        "| 16 | 10 x 6 | 60 | `batch_norm` `--a=b` | 0: 58.00 | 58.00 | +0.50 |",
         "| 16 | 10 x 24 | 240 | `bn_free` | 0: 70.00 | 70.00 |  |",
     ]
+
+
+def test_a_row_with_other_options_is_another_run(budget, tmp_path):
+    class Recorder(budget.Runner):
+        folders = []
+
+        def _fit(self, row, seed, folder, lock):
+            self.folders.append(folder)
+            return 1
+
+    rows = tmp_path / "rows.csv"
+    run = budget.Row.parse("bn_free:w4:40x2"), 0
+    budget.append(
+        rows, {**dict.fromkeys(budget.COLUMNS, ""), "row": "bn_free:w4:40x2", "seed": "0", "options": "--a=b"}
+    )
+    for options in (["--a=b"], ["--a=c"], []):
+        Recorder("data", tmp_path, rows, (), options, 0).run_all([run], 1)
+    assert len(set(Recorder.folders)) == len(Recorder.folders) == 2
 
 
 def test_lines_are_appended_below_one_header(budget, tmp_path):

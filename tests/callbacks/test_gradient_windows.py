@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -57,3 +62,38 @@ def test_refuses_a_network_without_windows_at_the_start(classifier, make_trainer
     module = classifier(ReActNet18(width=4, norm="batch_norm"))
     with pytest.raises(InputError, match="norm='bn_free'"):
         make_trainer(GradientWindows()).fit(module, make_loader())
+
+
+SCRIPT = """
+import torch
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader, TensorDataset
+
+from bnfree.backbones import ReActNet18
+from bnfree.callbacks import GradientWindows
+from bnfree.lightning_modules import ImageClassifier
+
+torch.manual_seed(0)
+module = ImageClassifier(ReActNet18(4, width=4), calibration_images=16)
+trainer = Trainer(
+    accelerator="cpu", devices=2, strategy="ddp", max_epochs=2, limit_val_batches=0, logger=False,
+    enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, callbacks=[GradientWindows()],
+)
+# Those of the second process are ten times as strong.
+images = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+images[1::2] *= 10
+trainer.fit(module, DataLoader(TensorDataset(images, torch.arange(32) % 4), 8))
+torch.save(module.backbone.state_dict(), f"rank{trainer.global_rank}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_with_images_of_their_own_go_on_with_the_same_constants(tmp_path):
+    (tmp_path / "train.py").write_text(SCRIPT)
+    run = subprocess.run(
+        [sys.executable, "train.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert all(torch.equal(second[name], value) for name, value in first.items())
