@@ -22,13 +22,13 @@ def named_classifier(network: nn.Module) -> nn.Module | None:
         network: any network.
 
     Returns:
-        A module with parameters: of `get_classifier()`, `classifier` (ours, torchvision's, Hugging Face's), `fc`
-        (ResNets), `head` or `heads` (transformers); None without one.
+        A module with parameters or, where nothing in it is trained, with buffers: of `get_classifier()`, `classifier`
+        (ours, torchvision's, Hugging Face's), `fc` (ResNets), `head` or `heads` (transformers); None without one.
     """
     get_classifier = getattr(network, "get_classifier", None)
     found = [get_classifier()] if callable(get_classifier) else []
     found += [getattr(network, name, None) for name in NAMES]
-    return next((m for m in found if isinstance(m, nn.Module) and any(True for _ in m.parameters())), None)
+    return next((m for m in found if isinstance(m, nn.Module) and m.state_dict()), None)
 
 
 class LastLinear:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -61,6 +62,41 @@ def distillation_loss(logits: Tensor, probabilities: Tensor, temperature: float 
         )
     logits = _at_least_float32(logits)
     return F.cross_entropy(logits / temperature, probabilities.to(logits.dtype)) * temperature**2
+
+
+def corrected_distillation_loss(
+    logits: Tensor, probabilities: Tensor, labels: Tensor, correction: float, temperature: float = 1.0
+) -> Tensor:
+    """`distillation_loss`, in part replaced by the label's cross-entropy for the images on which the teacher errs.
+
+    For an image whose label is not the teacher's most probable class the loss is (1 - a) * soft + a * hard, where a is
+    `correction`; for every other image it is soft. Source: BEANet's hard labels where the teacher is wrong, with an a
+    that goes from 1 to 0 along a cosine over the training (`cosine_share`).
+
+    Args:
+        logits: the student's, shape (N, K), floating point.
+        probabilities: the teacher's at the same temperature, shape (N, K).
+        labels: int64 (N,).
+        correction: a, from 0 to 1.
+        temperature: T.
+
+    Returns:
+        Shape (), in float32, or float64 for logits in float64.
+
+    Raises:
+        InputError: another shape, or `temperature` not above 0.
+    """
+    soft = distillation_loss(logits, probabilities, temperature)
+    logits = _at_least_float32(logits)
+    each_soft = F.cross_entropy(logits / temperature, probabilities.to(logits.dtype), reduction="none")
+    each_hard = F.cross_entropy(logits, labels, reduction="none")
+    share = correction * (probabilities.argmax(1) != labels).to(logits.dtype)
+    return soft + (share * (each_hard - each_soft * temperature**2)).mean()
+
+
+def cosine_share(done: float) -> float:
+    """A share that goes from 1 to 0 along half a cosine while a training goes from `done` = 0 to 1."""
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, done))))
 
 
 def _check(temperature: float) -> None:

@@ -52,6 +52,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     "loss": {
         "cross_entropy": "bnfree.losses.cross_entropy",
+        "comp_sum": "bnfree.losses.comp_sum.CompSum",
     },
     "score": {
         "standardized": "bnfree.tickets.scores.Standardized",
@@ -77,6 +78,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "head": {
         "linear": "bnfree.heads.linear",
         "cosine": "bnfree.heads.Cosine",
+        "equiangular": "bnfree.heads.equiangular.Equiangular",
+        "grassmann": "bnfree.heads.grassmann.Grassmann",
     },
     # Those of the kinds below are classes with arguments, which configs name by their class or its path.
     "optimizer": {},

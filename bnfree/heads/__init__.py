@@ -20,7 +20,7 @@ from bnfree.errors import InputError
 from bnfree.plugins import resolve
 
 Head = str | Callable[[int, int], nn.Module]
-"""A name, a dotted path, or the callable itself."""
+"""A name, a dotted path, the callable itself, or in YAML a class with its arguments (`class_path`, `init_args`)."""
 
 
 def linear(features: int, num_classes: int) -> nn.Linear:

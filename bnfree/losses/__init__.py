@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from bnfree.errors import InputError
 from bnfree.plugins import resolve
 
-Loss = str | Callable[[Tensor, Tensor], Tensor]
-"""A name, a dotted path, or the callable itself."""
+Loss = str | Callable[[Tensor, Tensor], Any]
+"""A name, a dotted path, the callable itself, or in YAML a class with its arguments (`class_path`, `init_args`)."""
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:

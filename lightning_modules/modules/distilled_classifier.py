@@ -11,7 +11,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from bnfree.distillation import distillation_loss, mean_probabilities
+from bnfree.discriminator import LogitDiscriminator, discriminator_loss
+from bnfree.distillation import corrected_distillation_loss, cosine_share, distillation_loss, mean_probabilities
 from bnfree.errors import InputError
 from bnfree.lightning_modules.modules.image_classifier import ImageClassifier
 from bnfree.lightning_modules.modules.teacher import Teacher
@@ -47,6 +48,14 @@ class DistilledClassifier(ImageClassifier):
         temperature: T; above 1, the teachers' smaller probabilities weigh more.
         hard_label_weight: w, from 0 (the teachers alone) to 1 (the labels alone).
         logits_cache: folder for the teachers' logits; None: the teachers answer anew in every step.
+        correct_teacher: for images on which the teachers together err, soft is in part replaced by the cross-entropy to
+            the label: wholly at first, no longer at the end, along a cosine (`corrected_distillation_loss`).
+        discriminator_weight: by what the loss of a discriminator between the teachers' logits (their mean) and the
+            student's is multiplied and added (MEAL V2; `bnfree.discriminator`); 0: there is none. It is part of the
+            checkpoint, and not of the backbone.
+        discriminator_lr: its learning rate; it has a group of its own in the optimizer, and no gradient clipping.
+        adversarial: the student learns to be taken for the teacher. False, as in the public code of MEAL V2: both
+            learn to be told apart.
         options: what `ImageClassifier` takes.
 
     Raises:
@@ -66,6 +75,10 @@ class DistilledClassifier(ImageClassifier):
         temperature: float = 1.0,
         hard_label_weight: float = 0.0,
         logits_cache: str | None = None,
+        correct_teacher: bool = False,
+        discriminator_weight: float = 0.0,
+        discriminator_lr: float = 1e-4,
+        adversarial: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(backbone, **options)
@@ -79,12 +92,22 @@ class DistilledClassifier(ImageClassifier):
             raise InputError(f"temperature={temperature} must be a finite number greater than 0.")
         if not 0 <= hard_label_weight <= 1:
             raise InputError(f"hard_label_weight={hard_label_weight} must be at least 0 and at most 1.")
+        if not 0 <= discriminator_weight < float("inf"):
+            raise InputError(f"discriminator_weight={discriminator_weight} must be a finite number of at least 0.")
+        if not 0 < discriminator_lr < float("inf"):
+            raise InputError(f"discriminator_lr={discriminator_lr} must be a finite number greater than 0.")
+        if adversarial and discriminator_weight == 0:
+            raise InputError("adversarial=True has no discriminator; give a discriminator_weight above 0, too.")
         # As `ImageClassifier` does with networks: from a config these are plain values, built in Python they are not.
         if any(value is one for value in _as_list(self.hparams.get("teacher")) for one in given):
             del self.hparams["teacher"]
         # In a plain list, out of sight of everything that looks for modules.
         self.teachers = [one if isinstance(one, Teacher) else Teacher(network=one) for one in given]
         self.temperature, self.hard_label_weight = temperature, hard_label_weight
+        self.correct_teacher = correct_teacher
+        self.discriminator_weight, self.discriminator_lr = discriminator_weight, discriminator_lr
+        self.adversarial = adversarial
+        self.discriminator = LogitDiscriminator(self._num_classes()) if discriminator_weight else None
         self.soft_losses = MeanMetric()
         self.logits_cache = None if logits_cache is None else TeacherLogits(logits_cache)
 
@@ -139,14 +162,32 @@ class DistilledClassifier(ImageClassifier):
 
     def training_loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of the class's description, of shape (), for logits (N, num_classes) of images (N, C, H, W)."""
-        probabilities = mean_probabilities(self._teacher_logits(images), self.temperature)
-        soft = distillation_loss(logits, probabilities, self.temperature)
+        taught = self._teacher_logits(images)
+        probabilities = mean_probabilities(taught, self.temperature)
+        if self.correct_teacher:
+            correction = cosine_share(self.trainer.global_step / self.trainer.estimated_stepping_batches)
+            soft = corrected_distillation_loss(logits, probabilities, labels, correction, self.temperature)
+        else:
+            soft = distillation_loss(logits, probabilities, self.temperature)
+        if self.discriminator is not None:
+            teacher = torch.stack(taught).mean(0)
+            told_apart = discriminator_loss(self.discriminator, logits, teacher, self.adversarial)
+            self.log("train/discriminator_loss", told_apart.detach(), on_step=False, on_epoch=True)
+            soft = soft + self.discriminator_weight * told_apart
         if self.hard_label_weight == 0:
             return soft
         self.soft_losses.update(soft.detach(), weight=len(labels))
         self.log("train/distillation_loss", self.soft_losses, on_step=False, on_epoch=True, batch_size=len(labels))
         hard = self.loss(logits, labels)
         return (1 - self.hard_label_weight) * soft + self.hard_label_weight * hard
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The optimizer's groups: those of the backbone, and one of the discriminator."""
+        groups = super().parameter_groups()
+        if self.discriminator is not None:
+            own = {"lr": self.discriminator_lr, "weight_decay": 0.0, "clip_factor": 0.0}
+            groups.append({"params": list(self.discriminator.parameters()), "name": "discriminator", **own})
+        return groups
 
     def _test_teachers(self) -> None:
         names = [f"Teacher {teacher.name}" for teacher in self.teachers]

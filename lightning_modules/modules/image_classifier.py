@@ -378,9 +378,13 @@ class ImageClassifier(LightningModule):
                 accuracy.update(logits, labels)
                 self.log(name, accuracy, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The optimizer's groups: those of the backbone. A subclass with parameters of its own adds theirs."""
+        return parameter_groups(self.backbone, self.weight_decay_on)
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer on its parameter groups, and the schedule over the length of the whole run."""
-        optimizer = self.optimizer(parameter_groups(self.backbone, self.weight_decay_on))
+        optimizer = self.optimizer(self.parameter_groups())
         prefer_fused(optimizer)
         scale_learning_rates(optimizer, self.trainer, self.learning_rate_scaling, self.base_batch_size)
         total = self.trainer.estimated_stepping_batches if self.interval == "step" else self.trainer.max_epochs

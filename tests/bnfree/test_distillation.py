@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bnfree.distillation import distillation_loss, mean_probabilities
+from bnfree.distillation import corrected_distillation_loss, cosine_share, distillation_loss, mean_probabilities
 from bnfree.errors import InputError
 
 
@@ -75,3 +75,21 @@ def test_no_teacher_and_other_classes_are_refused():
         mean_probabilities([])
     with pytest.raises(InputError, match=r"\(5, 6\).*\(5, 7\)"):
         distillation_loss(logits(0), logits(1, classes=6).softmax(1))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("correction", [0.0, 0.4, 1.0])
+def test_labels_take_the_place_of_a_teacher_that_errs(temperature, correction):
+    torch.manual_seed(0)
+    logits, teacher = torch.randn(6, 5, dtype=torch.float64), torch.randn(6, 5, dtype=torch.float64)
+    probabilities, labels = (teacher / temperature).softmax(1), teacher.argmax(1)
+    labels[::2] = (labels[::2] + 1) % 5
+    soft = -(probabilities * (logits / temperature).log_softmax(1)).sum(1) * temperature**2
+    hard = -logits.log_softmax(1)[torch.arange(6), labels]
+    expected = torch.cat([(1 - correction) * soft[::2] + correction * hard[::2], soft[1::2]]).mean()
+    actual = corrected_distillation_loss(logits, probabilities, labels, correction, temperature)
+    torch.testing.assert_close(actual, expected)
+
+
+def test_the_correction_ends_along_a_cosine():
+    assert [cosine_share(done) for done in (0, 1 / 3, 0.5, 1, 1.2)] == pytest.approx([1, 0.75, 0.5, 0, 0])
