@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
 
 FLOOR = 8
 
@@ -13,8 +14,8 @@ FLOOR = 8
 class LogitDiscriminator(nn.Module):
     """Three linear layers K -> K/8 -> K/64 -> 2 with ReLU between them, on logits of K classes.
 
-    Source: MEAL V2 (Shen and Savvides, arXiv 2009.08453) and its public code. Deviation: no hidden layer is narrower than eight,
-    since theirs are made for 1,000 classes.
+    Source: MEAL V2 (Shen and Savvides, arXiv 2009.08453) and its public code. Deviation: no hidden layer is narrower
+    than eight, since theirs are made for 1,000 classes.
 
     Args:
         num_classes: K.
@@ -26,18 +27,16 @@ class LogitDiscriminator(nn.Module):
         super().__init__()
         widths = [num_classes, max(FLOOR, num_classes // 8), max(FLOOR, num_classes // 64), 2]
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
+        for inputs, outputs in pairwise(widths):
             layers += [nn.Linear(inputs, outputs), nn.ReLU()]
         self.layers = nn.Sequential(*layers[:-1])
 
     def forward(self, logits: Tensor) -> Tensor:
         """What speaks for teacher and student, (N, 2), of logits (N, K)."""
-        return self.layers(logits.to(self.layers[0].weight.dtype))
+        return self.layers(logits)
 
 
-def discriminator_loss(
-    discriminator: nn.Module, student: Tensor, teacher: Tensor, adversarial: bool = False
-) -> Tensor:
+def discriminator_loss(discriminator: nn.Module, student: Tensor, teacher: Tensor, adversarial: bool = False) -> Tensor:
     """Binary cross-entropy of a discriminator that says 1 to a teacher's logits and 0 to a student's.
 
     Args:

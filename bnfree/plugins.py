@@ -86,6 +86,11 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "callback": {},
     "model": {},
     "data": {},
+    # Switched on by an option of something else; the path leads to what computes them.
+    "option": {
+        "discriminator": "bnfree.discriminator.discriminator_loss",
+        "correct_teacher": "bnfree.distillation.corrected_distillation_loss",
+    },
 }
 
 _registered: dict[str, dict[str, Any]] = {}

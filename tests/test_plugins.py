@@ -20,8 +20,9 @@ from bnfree.plugins import BUILT_IN, imported, resolve
 ROOT = Path(__file__).parents[1]
 TABLE = (ROOT / "docs" / "plugins.md").read_text()
 OVERLAYS = shipped_plugins()
-# What an overlay needs besides it, here.
-MORE = {}
+# What an overlay needs besides it, here: in Python, and as words of a command.
+MORE = {name: {"teacher": ReActNet18(10, in_channels=1, width=2)} for name in ("discriminator", "correct_teacher")}
+WORDS = {name: ["--model.teacher.weights=teacher.ckpt"] for name in MORE}
 
 
 def rows():
@@ -69,7 +70,7 @@ def build(place, *arguments, **keywords):
     """An object of a config: a class path, or a class path with arguments."""
     if isinstance(place, str):
         return imported(place, "class")(*arguments, **keywords)
-    return imported(place["class_path"], "class")(*arguments, **{**keywords, **place.get("init_args", {})})
+    return imported(place["class_path"], "class")(*arguments, **{**place.get("init_args", {}), **keywords})
 
 
 @pytest.mark.slow
@@ -78,13 +79,18 @@ def test_every_overlay_is_a_config(tmp_path, monkeypatch):
     """One parser for all of them, since to build one takes most of a command's time."""
     monkeypatch.chdir(tmp_path)
     parser = parse_fit(FitSettings("quickstart")).parser
+    base = str(shipped_configs()["quickstart"])
     for name, path in OVERLAYS.items():
-        more = [f"--model.{key}={value}" for key, value in MORE.get(name, {}).items()]
-        config = parser.parse_args(["fit", "--config", "quickstart", "--config", name, *more]).fit
+        config = parser.parse_args(["fit", "--config", base, "--config", str(path), *WORDS.get(name, ())]).fit
         said = yaml.safe_load(path.read_text())
         backbone = said.get("model", {}).get("init_args", {}).get("backbone", {}).get("init_args", {})
         for key, value in backbone.items():
-            assert config.model.init_args.backbone.init_args[key] == value, name
+            found = config.model.init_args.backbone.init_args[key]
+            if isinstance(value, dict):
+                assert found.class_path == value["class_path"], name
+                assert value["init_args"].items() <= found.init_args.as_dict().items(), name
+            else:
+                assert found == value, name
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
@@ -97,11 +103,15 @@ def test_an_overlay_trains_a_batch(name, tmp_path, monkeypatch):
     model = said.get("model", {})
     options = {**model.get("init_args", {}), **MORE.get(name, {})}
     network = {"class_path": "bnfree.backbones.ReActNet18", **options.pop("backbone", {})}
-    backbone = build(network, num_classes=10, in_channels=1, width=4)
+    # As a config's factories: what is called with more than the file says.
+    parts = {key: partial(build, v) for key, v in network.get("init_args", {}).items() if isinstance(v, dict)}
+    backbone = build(network, **{"num_classes": 10, "in_channels": 1, "width": 4, **parts})
     if "optimizer" in options:
         optimizer = options["optimizer"]
         arguments = {"class_path": "torch.optim.Adam", **optimizer}
         options["optimizer"] = partial(build, arguments)
+    if isinstance(options.get("loss"), dict):
+        options["loss"] = build(options["loss"])
     options = {"calibration_images": 4, **options}
     module = build(model.get("class_path", "bnfree.lightning_modules.ImageClassifier"), backbone, **options)
     assert isinstance(module, ImageClassifier)

@@ -66,8 +66,8 @@ def equiangular_vectors(count: int, dimensions: int, max_cosine: float | None = 
 class Equiangular(nn.Module):
     """Logits are the cosines between the features and fixed vectors, one for each class, over a temperature.
 
-    Nothing in it is trained, and neither the features' norm nor a scale of the classifier can grow. Source: Shen et al.,
-    "Equiangular basis vectors" (CVPR 2023, arXiv 2303.11637), with their temperature 0.07.
+    Nothing in it is trained, and neither the features' norm nor a scale of the classifier can grow. Source: Shen et
+    al., "Equiangular basis vectors" (CVPR 2023, arXiv 2303.11637), with their temperature 0.07.
 
     Args:
         features: number of features d.

@@ -20,9 +20,9 @@ class CompSum:
         1 < tau < 2     generalised cross-entropy with q = tau - 1, bounded by 1/q: wrong labels pull less
         tau = 2         1 - p, half the mean absolute error
 
-    Source: Mao, Mohri and Zhong, "Cross-entropy loss functions: theoretical analysis and applications" (ICML 2023, arXiv
-    2304.07288); tau = 1.7 is the q = 0.7 that Zhang and Sabuncu (NeurIPS 2018) use against label noise. For tau < 1 a p
-    below 1e-7 counts as 1e-7. Deviation: without the smooth adversarial version of the paper.
+    Source: Mao, Mohri and Zhong, "Cross-entropy loss functions: theoretical analysis and applications" (ICML 2023,
+    arXiv 2304.07288); tau = 1.7 is the q = 0.7 that Zhang and Sabuncu (NeurIPS 2018) use against label noise. For
+    tau < 1 a p below 1e-7 counts as 1e-7. Deviation: without the smooth adversarial version of the paper.
 
     Args:
         tau: at least 0, finite.
