@@ -65,7 +65,7 @@ def flipped(run: Path) -> list[float]:
 
 
 def growth(run: Path) -> dict[str, float]:
-    """Mean norm of each layer's latent 3x3 filters over what it was at the start, 1 for a standard deviation of n^-0.5."""
+    """Mean norm of each layer's latent 3x3 filters; at the start it is 1, for a standard deviation of n^-0.5."""
     state = torch.load(run / "checkpoints/last.ckpt", map_location="cpu", weights_only=True)["state_dict"]
     layers = [name for name, m in ReActNet18(10, width=16).named_modules() if isinstance(m, BinaryConv2d)]
     latents = {name: state[f"backbone.{name}.weight"] for name in layers if name.startswith("body")}
