@@ -9,6 +9,7 @@ everywhere.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -37,6 +38,9 @@ class SignEstimator:
 
     `sign(x, Triangle)`, `sign(x, "my_estimators.Triangle")` and every `estimator` option of the networks take it. One
     with a `name` is found by that, too, once its module has been imported.
+
+    An estimator that changes in the course of a training is `scheduled = True` and has a `slope(x, progress)`, where
+    progress goes from 0 to 1, a number or a tensor of shape (): the callback `EstimatorSchedule` sees to that.
     """
 
     name: ClassVar[str] = ""
@@ -46,6 +50,8 @@ class SignEstimator:
     jumps: ClassVar[tuple[float, ...] | None] = None
     """Where the slope is not continuous, () if it is everywhere: the fast mode `half_saved` carries no value across
     them. None: not known, and the mode leaves the units alone. Not inherited by a subclass with another slope."""
+    scheduled: ClassVar[bool] = False
+    """Whether the slope takes the progress of the training, from 0 to 1, as its second argument."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -54,15 +60,20 @@ class SignEstimator:
         if cls.__dict__.get("name"):
             register(KIND, cls.name, cls)
 
-    @staticmethod
-    def slope(x: Tensor) -> Tensor:
-        """Surrogate derivative of sign at `x`, same shape and dtype as `x`."""
-        raise NotImplementedError
+    slope: ClassVar[Callable[..., Tensor]]
+    """Surrogate derivative of sign at `x`, same shape and dtype as `x`: slope(x), or slope(x, progress)."""
 
     @classmethod
-    def derivative(cls) -> Derivative:
-        """The slope with what is declared about it, as the lean path takes it."""
-        return Derivative(cls.slope, cls.kernel_code, cls.jumps, cls.__dict__.get("name") or cls.__name__)
+    def derivative(cls, progress: Tensor | float | None = None) -> Derivative:
+        """The slope with what is declared about it, as the lean path takes it.
+
+        Args:
+            progress: of the training, where the slope takes one; None: 0.
+        """
+        slope: Callable[[Tensor], Tensor] = cls.slope
+        if cls.scheduled:
+            slope = partial(cls.slope, progress=0.0 if progress is None else progress)
+        return Derivative(slope, cls.kernel_code, cls.jumps, cls.__dict__.get("name") or cls.__name__)
 
 
 Estimator = str | type[SignEstimator]
@@ -133,18 +144,25 @@ def get_estimator(estimator: Estimator) -> type[SignEstimator]:
         InputError: no such estimator, or something that has no `slope`.
     """
     found: type[SignEstimator] = resolve(KIND, estimator, "estimator")
-    if not (isinstance(found, type) and issubclass(found, SignEstimator)):
+    if not (isinstance(found, type) and issubclass(found, SignEstimator) and hasattr(found, "slope")):
         raise InputError(f"estimator={estimator!r} is no estimator; give a subclass of bnfree.binarize.SignEstimator.")
     return found
 
 
-def sign(x: Tensor, estimator: Estimator = "approx") -> Tensor:
+def new_progress(estimator: Estimator | None) -> Tensor | None:
+    """The buffer () that a module keeps the progress of a scheduled estimator in, 0; None for another, or none."""
+    return torch.zeros(()) if estimator is not None and get_estimator(estimator).scheduled else None
+
+
+def sign(x: Tensor, estimator: Estimator = "approx", progress: Tensor | float = 0.0) -> Tensor:
     """Signs of `x`, -1 and +1, with a surrogate gradient; 0 becomes +1.
 
     Args:
         x: any shape, floating point.
         estimator: `approx` (piecewise quadratic, derivative 2 - 2|x| on [-1, 1]), `ste` (clipped identity), `sigmoid`
-            (derivative of 2 sigmoid(3x) - 1), the dotted path of a subclass of `SignEstimator`, or such a class.
+            (derivative of 2 sigmoid(3x) - 1), another of `bnfree.estimators`, the dotted path of a subclass of
+            `SignEstimator`, or such a class.
+        progress: from 0 to 1, where the estimator is a scheduled one.
 
     Returns:
         Same shape and dtype as `x`, every element exactly -1 or +1.
@@ -160,7 +178,7 @@ def sign(x: Tensor, estimator: Estimator = "approx") -> Tensor:
         >>> y.tolist(), x.grad.tolist()
         ([-1.0, -1.0, 1.0], [0.0, 1.5, 2.0])
     """
-    return _Sign.apply(x, get_estimator(estimator).slope)
+    return _Sign.apply(x, get_estimator(estimator).derivative(progress).slope)
 
 
 class RSign(nn.Module):
@@ -174,7 +192,7 @@ class RSign(nn.Module):
         estimator: gradient estimator, see `sign`.
 
     Shape: input and output (N, C, H, W); `shift` (C,), initially 0. With `lean` (an attribute, True) the backward pass
-    needs the input alone.
+    needs the input alone. `estimator_progress`, a buffer () that no state dict holds, is there with a scheduled one.
 
     Example:
         >>> rsign = RSign(16)
@@ -183,10 +201,12 @@ class RSign(nn.Module):
     """
 
     lean: bool
+    estimator_progress: Tensor | None
 
     def __init__(self, channels: int, estimator: Estimator = "approx") -> None:
         super().__init__()
         self.lean = True
+        self.register_buffer("estimator_progress", None, persistent=False)
         self.estimator = estimator
         self.shift = nn.Parameter(torch.zeros(channels))
 
@@ -198,8 +218,16 @@ class RSign(nn.Module):
     @estimator.setter
     def estimator(self, estimator: Estimator) -> None:
         # Looked up here and not in the forward, where torch.compile could not follow.
-        self.derivative = get_estimator(estimator).derivative()
+        self._class = get_estimator(estimator)
+        self._derivative = self._class.derivative()
+        self.estimator_progress = new_progress(self._class)
         self._estimator = estimator
+
+    @property
+    def derivative(self) -> Derivative:
+        """The estimator's, where the training stands."""
+        progress = self.estimator_progress
+        return self._derivative if progress is None else self._class.derivative(progress)
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         """sign(scale * x + shift), where `scale` is a scalar tensor (beta of the residual block) or None for 1."""

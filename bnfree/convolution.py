@@ -11,18 +11,21 @@ would prune nothing: the standardisation subtracts the row mean from the zeros a
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bnfree.binarize import Estimator, get_estimator, new_progress
 from bnfree.errors import InputError
 from bnfree.lean.cache import KeptWeight, prepare_or_reuse
 from bnfree.lean.convolution import LeanConvolution, LeanEffectiveWeight, compute_dtype, convolve_prepared, is_narrow
 from bnfree.lean.geometry import Geometry
 from bnfree.lean.weights import PreparedWeight, WeightRule, prepare
 from bnfree.standardization import WeightSign, standardize_weight
+from bnfree.weight_transforms import WeightTransform, build_transform
 
 __all__ = ["BinaryConv2d", "standardize_weight"]
 
@@ -43,7 +46,8 @@ class BinaryConv2d(nn.Module):
         plain, binary         gain * mean|w| * sign(w)
         plain, real           gain * w
 
-    times the mask. Real and binary layers have the same parameters, so that training step 2 loads step 1 strictly.
+    times the mask. Real and binary layers have the same parameters, so that training step 2 loads step 1 strictly. With
+    a `weight_transform` w is that function of the latent weight.
 
     Args:
         in_channels: input channels I.
@@ -58,6 +62,10 @@ class BinaryConv2d(nn.Module):
         eps: added to the std of the standardisation; 1e-5 is the value of the public code.
         init: `kaiming` (symmetric normal, std 1/sqrt(fan-in)) or `public_code` (binary: uniform on [0, 1e-3), all
             positive; real: PyTorch's default for convolutions).
+        weight_estimator: what stands for the derivative of the sign of binary weights, see `bnfree.binarize.sign`; its
+            argument is the weight in units of its standard deviation, sqrt(k) * w_hat. None: the identity through
+            clamp(w_hat, -1, 1), which a standardised weight never leaves.
+        weight_transform: from the latent weight to the weight, see `bnfree.weight_transforms`; None: they are the same.
 
     Shape: input (N, I, H, W), output (N, O, H', W'). `weight` (O, I/groups, k, k) is the latent weight, `gain`
     (O, 1, 1, 1) or None, `mask` a bool buffer of the weight's shape or None. A dense layer's state dict has no mask;
@@ -83,6 +91,7 @@ class BinaryConv2d(nn.Module):
     gain: Tensor | None
     mask: Tensor | None
     lean: bool
+    estimator_progress: Tensor | None
 
     def __init__(
         self,
@@ -97,6 +106,8 @@ class BinaryConv2d(nn.Module):
         gain: bool | None = None,
         eps: float = 1e-5,
         init: Literal["kaiming", "public_code"] = "kaiming",
+        weight_estimator: Estimator | None = None,
+        weight_transform: WeightTransform | None = None,
     ) -> None:
         super().__init__()
         sizes = {"in_channels": in_channels, "out_channels": out_channels, "kernel_size": kernel_size}
@@ -116,6 +127,9 @@ class BinaryConv2d(nn.Module):
         with_gain = standardize if gain is None else gain
         self.register_parameter("gain", nn.Parameter(torch.ones(out_channels, 1, 1, 1)) if with_gain else None)
         self.register_buffer("mask", None)
+        self.weight_estimator = None if weight_estimator is None else get_estimator(weight_estimator)
+        self.register_buffer("estimator_progress", new_progress(weight_estimator), persistent=False)
+        self.weight_transform = None if weight_transform is None else build_transform(weight_transform)
         self.reset_parameters(init)
 
     def reset_parameters(self, init: Literal["kaiming", "public_code"] = "kaiming") -> None:
@@ -151,23 +165,33 @@ class BinaryConv2d(nn.Module):
     def effective_weight(self) -> Tensor:
         """The weight that the convolution uses, (O, I/groups, k, k); `weight` and `gain` get gradients through it."""
         if self.lean:
-            return LeanEffectiveWeight.apply(self.weight, self.gain, self.mask, self.rule)[0]
+            return LeanEffectiveWeight.apply(self.latent_weight(), self.gain, self.mask, self.rule)[0]
         if self.binary_weights:
             signs, scale = self._signs_and_scale()
             return signs * scale
         weight = self._prepared_weight()
         return weight if self.gain is None else self.gain * weight
 
+    def latent_weight(self) -> Tensor:
+        """What is standardised and binarised: `weight`, or what the transform makes of it."""
+        return self.weight if self.weight_transform is None else self.weight_transform(self.weight)
+
     @property
     def rule(self) -> WeightRule:
         """The switches of the weight path."""
-        return WeightRule(self.binary_weights, self.standardize, self.eps)
+        return WeightRule(self.binary_weights, self.standardize, self.eps, self.slope)
+
+    @property
+    def slope(self) -> Callable[[Tensor], Tensor] | None:
+        """Derivative for the sign of binary weights, where an estimator says which."""
+        estimator = self.weight_estimator
+        return None if estimator is None else estimator.derivative(self.estimator_progress).slope
 
     def prepared_weight(self) -> PreparedWeight:
         """What a lean forward without gradients convolves with; in evaluation mode kept until the parameters change."""
-        arguments = (self.weight, self.gain, self.mask, self.rule)
+        arguments = (self.latent_weight(), self.gain, self.mask, self.rule)
         # A compiled forward is traced without the bookkeeping, which would be part of its guards.
-        if self.training or torch.compiler.is_compiling():
+        if self.training or torch.compiler.is_compiling() or self.weight_transform is not None:
             return prepare(*arguments)
         prepared, self._kept = prepare_or_reuse(self._kept, *arguments)
         return prepared
@@ -181,9 +205,10 @@ class BinaryConv2d(nn.Module):
         return {**self.__dict__, "_kept": None}
 
     def _prepared_weight(self) -> Tensor:
+        weight = self.latent_weight()
         if self.standardize:
-            return standardize_weight(self.weight, self.mask, self.eps)
-        return self.weight if self.mask is None else self.weight * self.mask
+            return standardize_weight(weight, self.mask, self.eps)
+        return weight if self.mask is None else weight * self.mask
 
     def _signs_and_scale(self) -> tuple[Tensor, Tensor]:
         """The factors of a binary effective weight: -1, 0 where masked, +1; and one number (O, 1, 1, 1) per filter."""
@@ -192,10 +217,11 @@ class BinaryConv2d(nn.Module):
         magnitude = weight.detach().abs()
         if self.mask is None:
             scale = magnitude.mean(dims, keepdim=True)
-            signs = WeightSign.apply(weight, scale)
+            signs = WeightSign.apply(weight, scale, self.slope, weight[0].numel() ** 0.5)
         else:
-            scale = magnitude.sum(dims, keepdim=True) / self.mask.sum(dims, keepdim=True).clamp(min=1)
-            signs = WeightSign.apply(weight, scale) * self.mask
+            count = self.mask.sum(dims, keepdim=True).clamp(min=1)
+            scale = magnitude.sum(dims, keepdim=True) / count
+            signs = WeightSign.apply(weight, scale, self.slope, count**0.5) * self.mask
         return signs, scale if self.gain is None else scale * self.gain
 
     def forward(self, x: Tensor) -> Tensor:
@@ -205,7 +231,7 @@ class BinaryConv2d(nn.Module):
         if self.lean and x.dim() == 4 and not self._has_other_weights():
             moves = Geometry(self.stride, self.padding, self.groups)
             if torch.is_grad_enabled():
-                return LeanConvolution.apply(x, self.weight, self.gain, self.mask, self.rule, moves)[0]
+                return LeanConvolution.apply(x, self.latent_weight(), self.gain, self.mask, self.rule, moves)[0]
             return convolve_prepared(x, self.prepared_weight(), moves, compute_dtype(x))
         geometry = (None, self.stride, self.padding, 1, self.groups)
         dtype = compute_dtype(x)

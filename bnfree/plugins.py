@@ -42,6 +42,19 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "approx": "bnfree.binarize.PiecewiseQuadratic",
         "ste": "bnfree.binarize.ClippedIdentity",
         "sigmoid": "bnfree.binarize.SigmoidDerivative",
+        "wide_ste": "bnfree.estimators.wide_ste.WideSTE",
+        "exponential": "bnfree.estimators.exponential.Exponential",
+        "reste": "bnfree.estimators.reste.ReSTE",
+        "ede": "bnfree.estimators.ede.EDE",
+        "swish_sign": "bnfree.estimators.swish_sign.SwishSign",
+        "wide_ste_equal_area": "bnfree.estimators.equal_area.WideSTEEqualArea",
+        "exponential_equal_area": "bnfree.estimators.equal_area.ExponentialEqualArea",
+        "reste_equal_area": "bnfree.estimators.equal_area.ReSTEEqualArea",
+        "ede_equal_area": "bnfree.estimators.equal_area.EDEEqualArea",
+    },
+    "weight_transform": {
+        "biper": "bnfree.weight_transforms.biper.biper",
+        "compander": "bnfree.weight_transforms.compander.Compander",
     },
     "normalizer": {
         "bn_free": "bnfree.normalizers.bn_free.bn_free",
@@ -83,7 +96,10 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     # Those of the kinds below are classes with arguments, which configs name by their class or its path.
     "optimizer": {},
-    "callback": {},
+    "callback": {
+        "estimator_schedule": "bnfree.callbacks.estimator_schedule.EstimatorSchedule",
+        "estimator_indicators": "bnfree.callbacks.estimator_indicators.EstimatorIndicators",
+    },
     "model": {},
     "data": {},
     # Switched on by an option of something else; the path leads to what computes them.

@@ -5,6 +5,7 @@ They define what `bnfree.lean.weights` computes in one step; sources and deviati
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,26 +18,35 @@ class WeightSign(torch.autograd.Function):
     """sign(w), sign(0) = +1, for weights that are multiplied by `scale` afterwards.
 
     With the product `scale * sign(w)` in mind its backward is the identity through clamp(w, -1, 1), without the scale:
-    the gradient that arrives here, which the product has multiplied by the scale, is divided by it again.
+    the gradient that arrives here, which the product has multiplied by the scale, is divided by it again. With a slope,
+    that of an estimator, it is multiplied by slope(root * w) in place of the clamp.
     """
 
     @staticmethod
-    def forward(weight: Tensor, scale: Tensor) -> Tensor:
-        """`weight` (O, I, kH, kW), `scale` (O, 1, 1, 1), at least 0."""
+    def forward(
+        weight: Tensor,
+        scale: Tensor,
+        slope: Callable[[Tensor], Tensor] | None = None,
+        root: Tensor | float = 1.0,
+    ) -> Tensor:
+        """`weight` (O, I, kH, kW), `scale` (O, 1, 1, 1), at least 0; `root` a number or (O, 1, 1, 1)."""
         return as_output((weight >= 0).to(weight.dtype).mul_(2).sub_(1))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """The gradient needs to know where |w| <= 1."""
-        ctx.save_for_backward(*inputs)
+        weight, scale, *more = inputs
+        ctx.slope, ctx.root = more or (None, 1.0)
+        ctx.save_for_backward(weight, scale)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """The scale is a constant of the method (detached), so it has no gradient."""
         weight, scale = ctx.saved_tensors
         # A filter of scale 0 gives nothing and gets nothing.
         inverse = torch.where(scale > 0, 1 / scale, 0.0)
-        return gradient * inverse * (weight.abs() <= 1), None
+        through = weight.abs() <= 1 if ctx.slope is None else ctx.slope(weight * ctx.root)
+        return gradient * inverse * through, None, None, None
 
 
 def standardize_weight(weight: Tensor, mask: Tensor | None = None, eps: float = 1e-5) -> Tensor:

@@ -26,6 +26,7 @@ from bnfree.binarize import Estimator
 from bnfree.errors import InputError
 from bnfree.heads import Head
 from bnfree.normalizers import Norm
+from bnfree.weight_transforms import WeightTransform
 
 BLOCKS_PER_STAGE = [4, 4, 4, 4]
 
@@ -58,6 +59,10 @@ class ReActNet18(ReActNet):
         head: from pooled features to logits: `linear`, `cosine`, or the dotted path of your own, see `bnfree.heads`.
         features_only: give the feature maps of all stages in place of logits, and have no head; `feature_info` has
             their channels and reductions. Weights of a whole network load strictly.
+        weight_estimator: gradient estimator of binary weights, by the same names; null: the identity through
+            clamp(w, -1, 1), as in ReActNet.
+        weight_transform: from latent weights of binary convolutions to weights, such as `compander`, see
+            `bnfree.weight_transforms`.
 
     Raises:
         InputError: an argument out of range or an unknown choice.
@@ -86,6 +91,8 @@ class ReActNet18(ReActNet):
         fast: list[str] | None = None,
         head: Head = "linear",
         features_only: bool = False,
+        weight_estimator: Estimator | None = None,
+        weight_transform: WeightTransform | None = None,
     ) -> None:
         check_sizes(num_classes=num_classes, in_channels=in_channels, width=width)
         check_stem(stem)
@@ -99,7 +106,9 @@ class ReActNet18(ReActNet):
             alpha = 0.2 if reference else 0.5
         if binary_shortcut is None:
             binary_shortcut = reference
-        variant = Variant(norm, binary_weights, binary_shortcut, alpha, reference, estimator)
+        variant = Variant(
+            norm, binary_weights, binary_shortcut, alpha, reference, estimator, weight_estimator, weight_transform
+        )
         imagenet = stem == "imagenet"
         first = Stem(in_channels, width, 7 if imagenet else 3, 2 if imagenet else 1, imagenet, variant)
         if reference:

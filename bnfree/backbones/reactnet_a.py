@@ -26,6 +26,7 @@ from bnfree.binarize import Estimator
 from bnfree.errors import InputError
 from bnfree.heads import Head
 from bnfree.normalizers import Norm
+from bnfree.weight_transforms import WeightTransform
 
 # Output channels of each block as a multiple of the stem's, and its stride.
 BLOCKS = [(2, 1), (4, 2), (4, 1), (8, 2), (8, 1), (16, 2), *[(16, 1)] * 5, (32, 2), (32, 1)]
@@ -61,6 +62,10 @@ class ReActNetA(ReActNet):
         head: from pooled features to logits: `linear`, `cosine`, or the dotted path of your own, see `bnfree.heads`.
         features_only: give the feature maps of all stages in place of logits, and have no head; `feature_info` has
             their channels and reductions. Weights of a whole network load strictly.
+        weight_estimator: gradient estimator of binary weights, by the same names; null: the identity through
+            clamp(w, -1, 1), as in ReActNet.
+        weight_transform: from latent weights of binary convolutions to weights, such as `compander`, see
+            `bnfree.weight_transforms`.
 
     Raises:
         InputError: an argument out of range or an unknown choice.
@@ -88,6 +93,8 @@ class ReActNetA(ReActNet):
         fast: list[str] | None = None,
         head: Head = "linear",
         features_only: bool = False,
+        weight_estimator: Estimator | None = None,
+        weight_transform: WeightTransform | None = None,
     ) -> None:
         check_sizes(num_classes=num_classes, in_channels=in_channels, width=width)
         check_stem(stem)
@@ -95,7 +102,7 @@ class ReActNetA(ReActNet):
             raise InputError(f"repeated_blocks={repeated_blocks} must be at least 1.")
         if alpha is None:
             alpha = 0.2 if reference else 0.5
-        variant = Variant(norm, binary_weights, False, alpha, reference, estimator)
+        variant = Variant(norm, binary_weights, False, alpha, reference, estimator, weight_estimator, weight_transform)
         layout = [*BLOCKS[:BEFORE], *[BLOCKS[BEFORE]] * repeated_blocks, *BLOCKS[-AFTER:]]
         first = Stem(in_channels, width, 3, 2 if stem == "imagenet" else 1, False, variant)
         if reference:

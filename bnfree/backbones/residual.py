@@ -18,6 +18,7 @@ from bnfree.heads import Head, build_head
 from bnfree.lean.chain import run_chain
 from bnfree.lean.fast import check_fast_modes
 from bnfree.normalizers import Norm, get_normalizer, normalizer_name, scales_branches, standardizes_weights
+from bnfree.weight_transforms import WeightTransform
 
 StemKind = Literal["cifar", "imagenet"]
 
@@ -35,6 +36,8 @@ class Variant:
     alpha: float
     reference: bool
     estimator: Estimator
+    weight_estimator: Estimator | None = None
+    weight_transform: WeightTransform | None = None
 
     def __post_init__(self) -> None:
         get_normalizer(self.norm)
@@ -60,6 +63,9 @@ class Variant:
             binary_weights=binary and self.binary_weights,
             standardize=standardizes_weights(self.norm),
             init="public_code" if self.reference else "kaiming",
+            # Stem and real shortcuts stay as they are in every published network.
+            weight_estimator=self.weight_estimator if binary else None,
+            weight_transform=self.weight_transform if binary else None,
         )
 
     def normalizer(self, channels: int) -> nn.Module | None:

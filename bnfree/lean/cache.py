@@ -32,7 +32,8 @@ def prepare_or_reuse(
     On accelerators, where comparing traces would wait for the device in each layer, and under transformations of
     `torch.func` nothing is kept.
     """
-    key = _key(weight, gain, mask, rule)
+    # What only the backward pass needs is no part of the key: two slopes are never equal.
+    key = _key(weight, gain, mask, rule._replace(slope=None))
     if key is None:
         return prepare(weight, gain, mask, rule), None
     traces = [as_rows(weight).mv(_random_vector(weight[0].numel(), weight.dtype))]

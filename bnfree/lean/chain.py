@@ -174,6 +174,6 @@ def _unit(unit: Unit, x: Tensor, pending: RPReLU | None, residual: bool, fast: t
     if not torch.is_grad_enabled():
         prepared = None if projection is None else projection.prepared_weight()
         return unit_forward(x, entry, layer.prepared_weight(), prepared, rule, keep=True)
-    tensors = [layer.weight, layer.gain, layer.mask]
-    tensors += [None] * 3 if projection is None else [projection.weight, projection.gain, projection.mask]
+    tensors = [layer.latent_weight(), layer.gain, layer.mask]
+    tensors += [None] * 3 if projection is None else [projection.latent_weight(), projection.gain, projection.mask]
     return cast(Tensor, UnitStep.apply(x, *entry, *tensors, rule)[0])

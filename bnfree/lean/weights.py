@@ -9,11 +9,12 @@ norm = sqrt(n) * max(std, 1e-15):
 where h = dL/dvalue, curvature = 1 / (divisor^2 * norm) and share = 1 / n. Rows that are not
 standardised (plain weights, survivors that are all equal) have centre, curvature and share 0. A binary weight is
 scale * sign(value) with scale = mean|value|, a constant; through it h is the gradient of the sign, divided by the scale
-and cut off where |value| > 1.
+and cut off where |value| > 1, or, with an estimator, times slope(sqrt(n) * value).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,8 @@ class WeightRule(NamedTuple):
     binary: bool
     standardize: bool
     eps: float
+    slope: Callable[[Tensor], Tensor] | None = None
+    """Derivative that stands for that of the sign of binary weights; None: 1 where |value| <= 1."""
 
 
 class PreparedWeight(NamedTuple):
@@ -120,7 +123,8 @@ def gradients(
     incoming = _matrix(effective, weight).to(rows.dtype)
     centre, divisor, curvature, share, scale = moments.unsqueeze(2)
     # A standardised row without a mask stays below 1.
-    window = rule.binary and (not rule.standardize or mask is not None or rows.shape[1] == 1)
+    slope = rule.slope if rule.binary else None
+    window = rule.binary and slope is None and (not rule.standardize or mask is not None or rows.shape[1] == 1)
     strength = torch.full_like(divisor, factor) if gain is None else gain.view(-1, 1) * factor
     if rule.binary:
         strength = strength * scale.sign()
@@ -139,6 +143,9 @@ def gradients(
             grad_gain.append((_signs(centred.clone()).mul_(h) if rule.binary else centred * h).sum(1))
         if window:
             h = h * (centred / part(divisor, block)).abs_().le_(1)
+        if slope is not None:
+            count = rows.shape[1] if survivors is None else survivors.sum(1, keepdim=True).clamp(min=1)
+            h = h * slope(centred / part(divisor, block) * count**0.5)
         result = h * part(inward, block)
         if rule.standardize:
             inner = (h * centred).sum(1, keepdim=True).mul_(part(bend, block))

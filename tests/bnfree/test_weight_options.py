@@ -1,0 +1,166 @@
+"""Estimators and transforms of weights: the lean path against the formulas, with and without a mask."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from bnfree.backbones import ReActNet18, ReActNetA
+from bnfree.binarize import get_estimator
+from bnfree.convolution import BinaryConv2d, standardize_weight
+from bnfree.errors import InputError
+from bnfree.weight_transforms import build_transform
+from bnfree.weight_transforms.compander import Compander
+
+
+def layer_of(lean, masked=False, **options):
+    torch.manual_seed(0)
+    layer = BinaryConv2d(5, 4, 3, padding=1, **options).double()
+    with torch.no_grad():
+        layer.weight.mul_(3)
+        if layer.gain is not None:
+            layer.gain.uniform_(0.5, 2)
+    if masked:
+        layer.set_mask(torch.rand(layer.weight.shape) < 0.6)
+    layer.lean = lean
+    return layer
+
+
+@pytest.mark.parametrize("lean", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("standardize", [True, False])
+@pytest.mark.parametrize("name", ["wide_ste", "reste", "approx"])
+def test_the_gradient_of_binary_weights_is_that_of_their_estimator(name, standardize, masked, lean):
+    """The slope at sqrt(k) w_hat, between the gradient of the sign and the standardisation."""
+    layer = layer_of(lean, masked, standardize=standardize, weight_estimator=name)
+    progress = 0.6
+    if layer.estimator_progress is not None:
+        layer.estimator_progress.fill_(progress)
+    incoming = torch.randn(layer.weight.shape, dtype=torch.float64)
+    layer.effective_weight().backward(incoming)
+    weight = layer.weight.detach().clone().requires_grad_()
+    mask = torch.ones_like(weight) if layer.mask is None else layer.mask.double()
+    hat = standardize_weight(weight, layer.mask, layer.eps) if standardize else weight * mask
+    root = mask.sum((1, 2, 3), keepdim=True).sqrt()
+    gain = 1 if layer.gain is None else layer.gain.detach()
+    slope = get_estimator(name).derivative(progress).slope(root * hat.detach())
+    hat.backward(incoming * gain * mask * slope)
+    torch.testing.assert_close(layer.weight.grad, weight.grad, rtol=1e-6, atol=1e-10)
+    assert (layer.weight.grad != 0).any()
+
+
+@pytest.mark.parametrize("lean", [True, False])
+def test_real_weights_know_no_estimator(lean):
+    gradients = []
+    for name in (None, "approx"):
+        layer = layer_of(lean, binary_weights=False, weight_estimator=name)
+        layer.effective_weight().square().sum().backward()
+        gradients.append(layer.weight.grad)
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("transform", ["biper", "compander"])
+@pytest.mark.parametrize("kind", [ReActNet18, ReActNetA])
+def test_networks_train_lean_and_plain_alike(kind, transform):
+    found = []
+    for lean in (True, False):
+        torch.manual_seed(0)
+        network = kind(
+            num_classes=3, width=4, stem="cifar", lean=lean, weight_estimator="reste", weight_transform=transform
+        ).double()
+        x = torch.randn(2, 3, 9, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        network(x).square().sum().backward()
+        found.append({name: p.grad for name, p in network.named_parameters()})
+    for name, expected in found[1].items():
+        assert (found[0][name] - expected).norm() <= 1e-6 * expected.norm() + 1e-10, name
+
+
+def test_an_evaluation_sees_weights_that_have_changed():
+    layer = BinaryConv2d(4, 4, 3, weight_estimator="reste", weight_transform="compander").eval()
+    x = torch.randn(1, 4, 5, 5)
+    with torch.no_grad():
+        layer(x)
+        layer.weight.neg_()
+        after = layer(x)
+    torch.testing.assert_close(after, F.conv2d(x, layer.effective_weight()))
+
+
+def test_biper_has_the_gradient_of_the_sine():
+    weight = torch.randn(3, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(build_transform("biper")(weight).sum(), weight)
+    torch.testing.assert_close(gradient, 20 * torch.cos(20 * weight.detach()))
+
+
+def test_biper_gives_the_same_signs_a_period_further_on_and_others_half_a_period():
+    layer = layer_of(True, weight_transform="biper")
+    before = layer.effective_weight().detach()
+    assert all(len(row.abs().unique()) == 1 for row in before.flatten(1))
+    with torch.no_grad():
+        layer.weight[0] += 2 * math.pi / 20
+        layer.weight[1] += math.pi / 20
+    after = layer.effective_weight().detach()
+    torch.testing.assert_close(after[0], before[0])
+    assert torch.equal(after[1].sign(), -before[1].sign())
+
+
+def test_the_second_step_of_biper_loads_the_first_strictly():
+    first = ReActNet18(width=4, binary_weights=False, weight_transform="biper")
+    second = ReActNet18(width=4, binary_weights=True, weight_transform="biper")
+    second.load_state_dict(first.state_dict(), strict=True)
+    convolution = first.body[0][0].convolution
+    hat = standardize_weight(torch.sin(20 * convolution.weight), None, convolution.eps)
+    torch.testing.assert_close(convolution.effective_weight(), hat * convolution.gain)
+    signs = second.body[0][0].convolution.effective_weight().sign()
+    assert torch.equal(signs, torch.where(hat >= 0, 1.0, -1.0))
+
+
+def test_the_compander_is_bounded_monotone_and_keeps_signs():
+    compander = Compander().double()
+    with torch.no_grad():
+        compander.a.fill_(0.5)
+        compander.b.fill_(2.0)
+    v = torch.linspace(-50, 50, 1001, dtype=torch.float64, requires_grad=True)
+    w = compander(v)
+    assert w.abs().max() < 0.5 * math.pi / 2
+    assert (w[1:] > w[:-1]).all()
+    assert torch.equal(w.sign(), v.sign())
+    (gradient,) = torch.autograd.grad(w.sum(), v, retain_graph=True)
+    torch.testing.assert_close(gradient, 0.25 / (1 + (v.detach() / 2).square()))
+    w.square().sum().backward()
+    assert compander.a.grad != 0
+    assert compander.b.grad != 0
+    with torch.no_grad():
+        compander.a.fill_(1e4)
+        compander.b.fill_(1e4)
+    torch.testing.assert_close(compander(v), v, rtol=1e-4, atol=1e-9)
+
+
+def test_the_compander_is_trained_without_weight_decay():
+    from bnfree.lightning_modules.modules.parameter_groups import parameter_groups
+
+    network = ReActNet18(width=4, weight_transform="compander")
+    decayed, undecayed = parameter_groups(network, "convolutions")
+    own = [p for name, p in network.named_parameters() if "weight_transform" in name]
+    assert len(own) == 2 * 16
+    assert {id(p) for p in own} <= {id(p) for p in undecayed["params"]}
+    assert not {id(p) for p in own} & {id(p) for p in decayed["params"]}
+
+
+def test_a_plain_function_is_a_transform():
+    layer = layer_of(False, weight_transform=torch.tanh)
+    torch.testing.assert_close(layer.latent_weight(), layer.weight.tanh())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weight_transform": "bipre"}, "weight_transform='bipre' is not known; did you mean 'biper'"),
+        ({"weight_transform": "torch.nn.Linear"}, "needs arguments"),
+        ({"weight_transform": "builtins.int"}, "is no transform"),
+        ({"weight_estimator": "rest"}, "did you mean 'reste'"),
+    ],
+)
+def test_what_is_none_is_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        ReActNet18(width=2, **options)
