@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from torch import Tensor
 
 from bnfree.errors import InputError
 
@@ -46,6 +47,14 @@ class _Hashing:
 
     def flush(self) -> None:
         """Nothing: the file is closed once all is written."""
+
+
+def value_bytes(tensor: Tensor) -> bytes:
+    """The bytes of a tensor's values in the order of its indices, whatever its memory format, dtype and device."""
+    # `contiguous` returns a tensor as it is where the strides of dimensions of size 1 alone are in the way, as in the
+    # weight of a 1x1 convolution with channels last, and `view` refuses those.
+    values = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return values.flatten().view(torch.uint8).numpy().tobytes()
 
 
 def save(content: Any, path: str | os.PathLike[str]) -> None:

@@ -38,6 +38,7 @@ from safetensors import safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
+from bnfree.checksums import value_bytes
 from bnfree.errors import InputError
 from bnfree.files import whole_file
 from bnfree.packing.file_layout import MaskForm, expected_tensors, restore, store
@@ -69,7 +70,8 @@ def write(layers: PackedLayers, info: NetworkInfo, path: str | os.PathLike[str],
         raise InputError(f"the network does not fit into the format: {error}") from error
     table = {"format_version": FORMAT_VERSION, "layout": layout, "info": info.to_dict()}
     table["checksum"] = checksum(table, tensors)
-    content = serialize(tensors, metadata={ENTRY: json.dumps(table, separators=(",", ":"))})
+    plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    content = serialize(plain, metadata={ENTRY: json.dumps(table, separators=(",", ":"))})
     if int.from_bytes(content[:8], "little") > LARGEST_HEADER or len(content) > LARGEST_FILE:
         raise InputError(
             f"the file would have {len(content)} bytes (at most {LARGEST_FILE}) and a header above {LARGEST_HEADER} "
@@ -131,7 +133,7 @@ def checksum(table: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {DTYPES[tensor.dtype]} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(value_bytes(tensor))
     return digest.hexdigest()
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from bnfree.checksums import value_bytes
 from bnfree.convolution import BinaryConv2d, standardize_weight
 from bnfree.diagnostics.signs import convolutions
 from bnfree.errors import InputError
@@ -147,7 +148,7 @@ def weights_checksum(weights: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         digest.update(f"{len(name)}:{name}{tensor.dtype}{list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(value_bytes(tensor))
     return digest.hexdigest()
 
 

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from bnfree import checksums, trust
+from bnfree.checksums import value_bytes
 from bnfree.errors import InputError
 from bnfree.files import whole_file
 from bnfree.state_dicts import plain_name, read_checkpoint_file
@@ -211,7 +212,7 @@ def _content_checksum(ticket: Ticket) -> str:
         digest.update(f"{len(part)};".encode())
         for name, tensor in sorted(part.items()):
             digest.update(f"{len(name)}:{name}{tensor.dtype}{list(tensor.shape)}".encode())
-            digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            digest.update(value_bytes(tensor))
     notes = [ticket.score, ticket.scope, ticket.density, ticket.level, ticket.source, ticket.details]
     digest.update(json.dumps(notes, sort_keys=True).encode())
     return digest.hexdigest()

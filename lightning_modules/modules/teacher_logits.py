@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from bnfree.checksums import value_bytes
 from bnfree.errors import InputError
 from bnfree.lightning_modules.modules.teacher import Teacher
 
@@ -207,5 +208,5 @@ def _hash(network: nn.Module) -> str:
     digest = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", repr(network)).encode())
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(value_bytes(tensor))
     return digest.hexdigest()

@@ -61,3 +61,18 @@ def test_the_size_grows_by_the_checksum_alone(file):
     plain = io.BytesIO()
     torch.save(CONTENT, plain)
     assert file.stat().st_size - len(plain.getvalue()) == 78
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool, torch.float64])
+def test_bytes_of_values_do_not_depend_on_strides(dtype):
+    for shape in [(), (1,), (3,), (4, 4, 1, 1), (1, 4, 3, 3), (4, 2, 3, 3)]:
+        plain = torch.randn(shape).to(dtype)
+        expected = (
+            plain.view(torch.uint8).numpy().tobytes() if shape else plain[None].view(torch.uint8).numpy().tobytes()
+        )
+        assert checksums.value_bytes(plain) == expected
+        spread = torch.zeros((*shape, 16), dtype=dtype)[..., 0]
+        spread.copy_(plain)
+        assert checksums.value_bytes(spread) == expected
+        if len(shape) == 4:
+            assert checksums.value_bytes(plain.to(memory_format=torch.channels_last)) == expected

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save_file as save_tensors
 
+from bnfree.backbones import ReActNet18
 from bnfree.convolution import BinaryConv2d
 from bnfree.errors import InputError
 from bnfree.packing import NetworkInfo, load, pack
@@ -386,3 +387,13 @@ def test_a_whole_network_cut_anywhere_is_refused(tmp_path):
         path.write_bytes(content[:length])
         with pytest.raises(InputError):
             load(path)
+
+
+def test_a_network_with_channels_last_is_written_like_any_other(tmp_path):
+    torch.manual_seed(0)
+    network = ReActNet18(4, in_channels=2, width=8)
+    path = tmp_path / "channels_last.safetensors"
+    plain = pack(network, engine="torch")
+    pack(network.to(memory_format=torch.channels_last), engine="torch").save(path)
+    # Scales are means of weights, which are added up in another order.
+    torch.testing.assert_close(load(path, engine="torch")(X), plain(X), rtol=1e-5, atol=1e-5)
