@@ -106,6 +106,14 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "option": {
         "discriminator": "bnfree.discriminator.discriminator_loss",
         "correct_teacher": "bnfree.distillation.corrected_distillation_loss",
+        "reflect_padding": "bnfree.datamodules.augmentation.crop_and_flip",
+        "alternating_flip": "bnfree.datamodules.extra_augmentation.ExtraAugmentation",
+        "cutout": "bnfree.datamodules.extra_augmentation.cutout",
+        "rand_augment": "bnfree.datamodules.rand_augment.rand_augment",
+        "mixup": "bnfree.datamodules.extra_augmentation.ExtraAugmentation",
+        "cutmix": "bnfree.datamodules.extra_augmentation.ExtraAugmentation",
+        "random_subsets": "bnfree.datamodules.randomness.subset_order",
+        "data_diet": "bnfree.datamodules.score_subsets.choose_by_score",
     },
 }
 

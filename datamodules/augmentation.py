@@ -24,28 +24,38 @@ PCA_EIGENVECTORS = (
 )
 
 
-def crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int) -> Tensor:
-    """Zero-pad each image, crop it back to its size at its own offset, and mirror it left to right where asked.
+def crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int, reflect: bool = False) -> Tensor:
+    """Pad each image, crop it back to its size at its own offset, and mirror it left to right where asked.
 
     Args:
         images: Shape (N, C, H, W), any dtype.
         offsets: Shape (N, 2), int64 in 0..2 * padding: the crop's first row and column in the padded image.
         flips: Shape (N,), bool: mirror the crop.
-        padding: Zeros added on each side, in pixels.
+        padding: Pixels added on each side.
+        reflect: They mirror the image at its border, without repeating its last pixel; otherwise they are zero.
 
     Returns:
         Shape (N, C, H, W), the dtype of `images`.
     """
-    if images.device.type == "cpu" and images.dtype == torch.uint8:
+    if images.device.type == "cpu" and images.dtype == torch.uint8 and not reflect:
         return _crop_and_flip_by_slicing(images, offsets, flips, padding)
     n, channels, height, width = images.shape
-    padded = F.pad(images, (padding, padding, padding, padding))
     rows = offsets[:, :1] + torch.arange(height, device=images.device)
     columns = torch.arange(width, device=images.device).expand(n, width)
     columns = torch.where(flips[:, None], width - 1 - columns, columns) + offsets[:, 1:]
+    if reflect:
+        rows, columns = _mirrored(rows - padding, height), _mirrored(columns - padding, width)
+        padded, padding = images, 0
+    else:
+        padded = F.pad(images, (padding, padding, padding, padding))
     # One flat gather: a kernel launch for the whole batch.
     index = (rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]).view(n, 1, height * width)
     return padded.flatten(2).gather(2, index.expand(n, channels, -1)).view_as(images)
+
+
+def _mirrored(places: Tensor, size: int) -> Tensor:
+    """Places in 0..size - 1 for those beyond the border by less than `size`."""
+    return (size - 1) - ((size - 1) - places.abs()).abs()
 
 
 def _crop_and_flip_by_slicing(images: Tensor, offsets: Tensor, flips: Tensor, padding: int) -> Tensor:

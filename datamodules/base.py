@@ -12,12 +12,14 @@ from torch import Tensor
 
 from bnfree.datamodules.augmentation import normalize
 from bnfree.datamodules.batches import RawBatch, finish_batch
-from bnfree.datamodules.checks import check_int, check_split, split_size
+from bnfree.datamodules.checks import check_int, check_share, check_split, split_size
+from bnfree.datamodules.extra_augmentation import Draws, ExtraAugmentation, Flips, PaddingMode
 from bnfree.datamodules.hyperparameters import remember_arguments
 from bnfree.datamodules.loader import BatchLoader
 from bnfree.datamodules.randomness import stratified_split
 from bnfree.datamodules.sampler import GlobalBatchSampler
-from bnfree.datamodules.sources import ImageSource
+from bnfree.datamodules.score_subsets import choose_by_score, read_scores
+from bnfree.datamodules.sources import ImageSource, TensorSource
 from bnfree.datamodules.variants import AugmentationVariants, Part
 from bnfree.errors import InputError
 
@@ -55,6 +57,22 @@ class ImageDataModule(LightningDataModule, AugmentationVariants):
             the same `split_seed`. None for all.
         augmentation_cycle: Repeat the augmentation after so many epochs: each image is then seen in that many variants,
             for which a teacher's answers can be stored (`logits_cache`). None for a new one in every epoch.
+        padding_mode: What stands around an image before it is cropped: `zeros`, or `reflect` for the image mirrored at
+            its border. For images in memory.
+        flips: Mirroring `random` in every epoch, or `alternating`: by lot in the first epoch, in every other one the
+            other way round. For images in memory.
+        cutout: Side in pixels of a square that is set to the mean colour, around a random pixel; 0 for none.
+        rand_augment: Number of RandAugment's operations for each image; 0 for none. Images are handled one by one.
+        rand_augment_magnitude: Their strength, 0 to 30.
+        mixup: Concentration alpha of the Beta law of the shares in which two images are mixed, such as 0.2; 0 for none.
+            Labels become the shares of the classes.
+        cutmix: Likewise for a box of one image in another, such as 1.0; with both, each image draws one of the two.
+        epoch_fraction: Share of the training images that an epoch sees, another subset in each one (RS2).
+        epoch_replacement: An epoch's subset may hold images of the one before; false: no image is seen again before
+            all have been, which is a training on all images with a shorter schedule.
+        scores: CSV file of `bnfree score-data`, by which training images are chosen; null for all.
+        keep: Share of the training images to keep, those with the highest scores.
+        skip_hardest: Share of them to leave out above those; their labels may be wrong.
 
     Raises:
         InputError: an argument is out of its range.
@@ -77,6 +95,18 @@ class ImageDataModule(LightningDataModule, AugmentationVariants):
         seed: int = 0,
         limit_train: int | None = None,
         augmentation_cycle: int | None = None,
+        padding_mode: PaddingMode = "zeros",
+        flips: Flips = "random",
+        cutout: int = 0,
+        rand_augment: int = 0,
+        rand_augment_magnitude: int = 9,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        epoch_fraction: float = 1.0,
+        epoch_replacement: bool = False,
+        scores: str | None = None,
+        keep: float = 1.0,
+        skip_hardest: float = 0.0,
     ) -> None:
         super().__init__()
         remember_arguments(self)
@@ -88,6 +118,14 @@ class ImageDataModule(LightningDataModule, AugmentationVariants):
         self.limit_train = limit_train if limit_train is None else check_int("limit_train", limit_train, 1)
         cycle = augmentation_cycle
         self.augmentation_cycle = cycle if cycle is None else check_int("augmentation_cycle", cycle, 1)
+        self.extra = ExtraAugmentation(padding_mode, flips, cutout, rand_augment, rand_augment_magnitude, mixup, cutmix)
+        self.epoch_fraction = check_share("epoch_fraction", epoch_fraction)
+        self.epoch_replacement = epoch_replacement
+        self.scores, self.keep, self.skip_hardest = scores, check_share("keep", keep), skip_hardest
+        if not 0 <= skip_hardest <= 1 - keep:
+            raise InputError(f"skip_hardest={skip_hardest} must be at least 0 and at most 1 - keep.")
+        if scores is None and keep < 1:
+            raise InputError(f"keep={keep} needs scores to choose by: give a file that bnfree score-data has written.")
         self.positions: NDArray[np.int64] | None = None
         self._parts: dict[str, Part] = {}
         self._open_loaders: dict[str, BatchLoader] = {}
@@ -133,7 +171,21 @@ class ImageDataModule(LightningDataModule, AugmentationVariants):
         train = indices[rest]
         if self.limit_train is not None and self.limit_train > len(train):
             raise InputError(f"limit_train={self.limit_train} must be at most {len(train)}, the training images there.")
-        self._parts["train"] = Part(source, train[: self.limit_train])
+        train = train[: self.limit_train]
+        if self.scores is not None:
+            train = choose_by_score(train, read_scores(self.scores), self.keep, self.skip_hardest)
+        self._check_crops(source)
+        self._parts["train"] = Part(source, train)
+
+    def _check_crops(self, source: ImageSource) -> None:
+        """Refuses ways to crop and to mirror that the images do not have."""
+        for name, value in (("padding_mode", self.extra.padding_mode), ("flips", self.extra.flips)):
+            if value in ("zeros", "random") or not self.augment:
+                continue
+            if not isinstance(source, TensorSource):
+                raise InputError(f"{name}={value!r} is for images in memory, which are cropped at their own size.")
+            if name == "flips" and not source.flip:
+                raise InputError(f"flips={value!r} has no use for {type(self).__name__}: its images are not mirrored.")
 
     def _setup_test(self) -> None:
         source = self.load("test")
@@ -277,7 +329,13 @@ class ImageDataModule(LightningDataModule, AugmentationVariants):
         if not isinstance(batch, RawBatch):
             return batch
         self.positions = batch.positions
-        images, targets = finish_batch(batch, self.padding, self.mean, self.std)
+        draws = None
+        if batch.variant is not None and batch.positions is not None:
+            places = self._parts["train"].indices[torch.from_numpy(batch.positions)].tolist()
+            draws = Draws(self.seed, batch.variant, places, self.num_classes)
+            if self.extra.mixes:
+                self.positions = batch.positions[: len(batch.positions) // 2]
+        images, targets = finish_batch(batch, self.padding, self.mean, self.std, self.extra, draws)
         if self.trainer is not None and hasattr(self.trainer, "precision_plugin"):
             # Lightning converts a batch before the transfer, when it is still 8-bit; true half and double precision
             # would otherwise meet float32 images.
@@ -330,7 +388,17 @@ class ImageDataModule(LightningDataModule, AugmentationVariants):
     ) -> BatchLoader:
         part = self._required_part(name, "test" if name == "test" else "fit")
         sampler = GlobalBatchSampler(
-            len(part.indices), self.batch_size, *self._processes(), shuffle, drop_last, self.seed, part=name
+            len(part.indices),
+            self.batch_size,
+            *self._processes(),
+            shuffle,
+            drop_last,
+            self.seed,
+            part=name,
+            subset=max(1, round(self.epoch_fraction * len(part.indices))) if shuffle else None,
+            replacement=self.epoch_replacement,
+            partners=augment and self.extra.mixes,
+            cycle=self.augmentation_cycle,
         )
         targets = torch.arange(len(part.indices)) if predict else part.source.labels[part.indices]
         loader = part.source.loader(part.indices, targets, sampler, augment, self.seed, self.augmentation_cycle)

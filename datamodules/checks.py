@@ -17,6 +17,17 @@ def check_int(name: str, value: object, minimum: int) -> int:
     return value
 
 
+def check_share(name: str, value: object) -> float:
+    """Return `value` if it is a share, above 0 and at most 1.
+
+    Raises:
+        InputError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise InputError(f"{name}={value!r} must be a share: above 0 and at most 1.")
+    return float(value)
+
+
 def check_split(name: str, value: object) -> int | float:
     """Return `value` if it can be the size of a held-out part: a count, or a fraction in [0, 1).
 

@@ -135,7 +135,8 @@ class CIFAR10DataModule(_CIFARDataModule):
         batch_size: Images per batch on each process.
         val_split: Size of the validation part, taken from the training images: a number of images or a fraction.
         download: Fetch and unpack the archive into `data_dir` if it is not there.
-        **common: `split_seed`, `augment`, `seed`, `limit_train`, `augmentation_cycle` of the base class.
+        **common: `split_seed`, `augment`, `seed`, `limit_train`, `augmentation_cycle`, and the augmentations and
+            subsets of the base class.
 
     Raises:
         InputError: an argument is out of its range, or files are missing without `download`.
@@ -168,7 +169,8 @@ class CIFAR100DataModule(_CIFARDataModule):
         batch_size: Images per batch on each process.
         val_split: Size of the validation part, taken from the training images: a number of images or a fraction.
         download: Fetch and unpack the archive into `data_dir` if it is not there.
-        **common: `split_seed`, `augment`, `seed`, `limit_train`, `augmentation_cycle` of the base class.
+        **common: `split_seed`, `augment`, `seed`, `limit_train`, `augmentation_cycle`, and the augmentations and
+            subsets of the base class.
 
     Raises:
         InputError: an argument is out of its range, or files are missing without `download`.

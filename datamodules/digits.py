@@ -31,7 +31,8 @@ class DigitsDataModule(ImageDataModule):
         batch_size: Images per batch on each process.
         val_split: Size of the validation part, taken from the 1,437 training images: a number of images or a fraction.
         image_size: Height and width of the enlarged image, in pixels, at least 8.
-        **common: `split_seed`, `augment`, `seed`, `limit_train`, `augmentation_cycle` of the base class.
+        **common: `split_seed`, `augment`, `seed`, `limit_train`, `augmentation_cycle`, and the augmentations and
+            subsets of the base class.
 
     Raises:
         InputError: an argument is out of its range.

@@ -30,7 +30,8 @@ class FashionMNISTDataModule(ImageDataModule):
         batch_size: Images per batch on each process.
         val_split: Size of the validation part, taken from the training images: a number of images or a fraction.
         download: Fetch the files into `data_dir` if they are not there.
-        **common: `split_seed`, `augment`, `seed`, `limit_train`, `augmentation_cycle` of the base class.
+        **common: `split_seed`, `augment`, `seed`, `limit_train`, `augmentation_cycle`, and the augmentations and
+            subsets of the base class.
 
     Raises:
         InputError: an argument is out of its range, or files are missing without `download`.

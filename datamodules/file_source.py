@@ -220,7 +220,7 @@ class _Batches(Dataset[RawBatch | str]):
         except InputError as error:
             return str(error)
         images, shifts = (torch.stack(tensors) for tensors in zip(*pairs, strict=True))
-        return RawBatch(images, targets, color_shift=shifts, positions=np.array(positions))
+        return RawBatch(images, targets, color_shift=shifts, positions=np.array(positions), variant=epoch)
 
 
 def _unchanged(batch: Any) -> Any:

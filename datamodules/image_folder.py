@@ -65,7 +65,8 @@ class ImageFolderDataModule(ImageDataModule):
         cache_dir: Folder of the cache, on a fast disk; None for `data_dir/.cache`.
         exif_orientation: Turn and mirror images as their EXIF data ask for, so that photographs of phones stand
             upright; false: as torchvision's `ImageFolder` does, which takes the pixels as they lie in the file.
-        **common: `split_seed`, `augment`, `seed`, `limit_train`, `augmentation_cycle` of the base class.
+        **common: `split_seed`, `augment`, `seed`, `limit_train`, `augmentation_cycle`, and the augmentations and
+            subsets of the base class.
 
     Raises:
         InputError: an argument is out of its range, or there are no class folders.

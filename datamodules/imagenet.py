@@ -22,7 +22,8 @@ class ImageNetDataModule(ImageFolderDataModule):
         image_size: Height and width of the images, in pixels.
         num_workers: Processes that read files, per training process; 0 reads in the process itself.
         lighting: Standard deviation of the PCA lighting's draws; 0 for none.
-        **common: `split_seed`, `augment`, `seed`, `limit_train`, `augmentation_cycle` of the base class.
+        **common: `split_seed`, `augment`, `seed`, `limit_train`, `augmentation_cycle`, and the augmentations and
+            subsets of the base class.
 
     Raises:
         InputError: an argument is out of its range, or there is no data_dir/train or data_dir/val with class folders.

@@ -115,7 +115,7 @@ class TensorLoader(BatchLoader):
 
     def batches(self, epoch: int, first_image: int) -> Iterator[RawBatch]:
         """The batches of `epoch` after its first images."""
-        draws = None
+        draws = variant = None
         if self.padding is not None:
             variant = augmentation_epoch(epoch, self.cycle)
             draws = epoch_crops_and_flips(len(self.images), self.padding, self.flip, self.seed, variant)
@@ -126,4 +126,6 @@ class TensorLoader(BatchLoader):
             if draws is None:
                 yield RawBatch(images, targets, positions=positions.numpy())
             else:
-                yield RawBatch(images, targets, draws[0][indices], draws[1][indices], positions=positions.numpy())
+                yield RawBatch(
+                    images, targets, draws[0][indices], draws[1][indices], positions=positions.numpy(), variant=variant
+                )

@@ -30,6 +30,37 @@ def epoch_order(num_images: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(num_images, generator=generator_for("order", seed, epoch))
 
 
+def subset_order(num_images: int, size: int, seed: int, epoch: int, replacement: bool = False) -> Tensor:
+    """The images of an epoch that sees a subset of the training part, in their order (repeated random subsets, RS2).
+
+    Source: Okanovic et al., "Repeated random sampling for minimizing the time-to-accuracy of learning" (ICLR 2024,
+    arXiv 2305.18424).
+
+    Args:
+        num_images: Number N of images in the part.
+        size: Images n of an epoch, 1..N.
+        seed: Seed of the run's data.
+        epoch: Epoch, from 0.
+        replacement: True: the first n of a permutation of each epoch. False: permutations stand one behind the other,
+            and each epoch takes the next n, so that every image is seen once before one is seen again.
+
+    Returns:
+        Positions, shape (n,), int64; `epoch_order` for n = N.
+    """
+    if replacement:
+        return epoch_order(num_images, seed, epoch)[:size]
+    first, last = epoch * size, (epoch + 1) * size
+    rounds = range(first // num_images, (last - 1) // num_images + 1)
+    orders = torch.cat([epoch_order(num_images, seed, r) for r in rounds])
+    start = first - rounds[0] * num_images
+    return orders[start : start + size]
+
+
+def partner_order(num_images: int, seed: int, epoch: int) -> Tensor:
+    """The image with which each one is mixed in an epoch: a permutation of `num_images` positions, int64."""
+    return torch.randperm(num_images, generator=generator_for("partner", seed, epoch))
+
+
 def augmentation_epoch(epoch: int, cycle: int | None) -> int:
     """The epoch whose augmentation `epoch` has, where augmentation repeats after `cycle` epochs; None: its own."""
     return epoch if cycle is None else epoch % cycle

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
-from bnfree.datamodules.randomness import epoch_order
+from bnfree.datamodules.randomness import augmentation_epoch, partner_order, subset_order
 from bnfree.errors import InputError
 
 
@@ -33,6 +33,11 @@ class GlobalBatchSampler(DistributedSampler[Tensor]):
         drop_last: Drop what does not fill a global batch (training).
         seed: Seed of the order.
         part: Name of the part, for messages.
+        subset: Images of an epoch, another subset in each; None for all. See `subset_order`.
+        replacement: An epoch's subset may hold images of the epochs just before.
+        partners: After the images of a batch as many others of the part, which a permutation drawn from (seed, epoch)
+            assigns to them; the epoch counts modulo `cycle`.
+        cycle: Number of epochs after which partners repeat; None for never.
 
     Raises:
         InputError: there are fewer images than one global batch (training) or than processes (evaluation).
@@ -48,9 +53,14 @@ class GlobalBatchSampler(DistributedSampler[Tensor]):
         drop_last: bool = False,
         seed: int = 0,
         part: str = "train",
+        subset: int | None = None,
+        replacement: bool = False,
+        partners: bool = False,
+        cycle: int | None = None,
     ) -> None:
         super().__init__(range(num_images), world_size, rank, shuffle, seed, drop_last)  # type: ignore[arg-type]
-        self.num_images = num_images
+        self.part_size, self.replacement, self.partners, self.cycle = num_images, replacement, partners, cycle
+        self.num_images = num_images = num_images if subset is None else subset
         self.global_batch_size = batch_size * world_size
         if drop_last and num_images < self.global_batch_size:
             processes = f" on each of {world_size} processes" if world_size > 1 else ""
@@ -83,7 +93,12 @@ class GlobalBatchSampler(DistributedSampler[Tensor]):
 
     def iterate_from(self, first_image: int) -> Iterator[Tensor]:
         """As `iter`, of what is left after the first images of the epoch's order, those of all ranks counted."""
-        order = epoch_order(self.num_images, self.seed, self.epoch) if self.shuffle else torch.arange(self.num_images)
+        order = torch.arange(self.num_images)
+        if self.shuffle:
+            order = subset_order(self.part_size, self.num_images, self.seed, self.epoch, self.replacement)
+        partner = order
+        if self.partners:
+            partner = partner_order(self.part_size, self.seed, augmentation_epoch(self.epoch, self.cycle))
         batches = self.batches_from(first_image)
         for t in range(batches):
             start = first_image + t * self.global_batch_size
@@ -91,4 +106,5 @@ class GlobalBatchSampler(DistributedSampler[Tensor]):
             size = self.num_images - start if last else self.global_batch_size
             lower = start + self.rank * size // self.num_replicas
             upper = start + (self.rank + 1) * size // self.num_replicas
-            yield order[lower:upper]
+            positions = order[lower:upper]
+            yield torch.cat([positions, partner[positions]]) if self.partners else positions

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from bnfree.datamodules.batches import RawBatch
+from bnfree.datamodules.extra_augmentation import ExtraAugmentation
 from bnfree.datamodules.loader import BatchLoader
 from bnfree.datamodules.sampler import GlobalBatchSampler
 from bnfree.datamodules.sources import ImageSource
+from bnfree.errors import InputError
 
 
 class Part(NamedTuple):
@@ -34,6 +37,7 @@ class AugmentationVariants(ABC):
     augmentation_cycle: int | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    extra: ExtraAugmentation
 
     @property
     @abstractmethod
@@ -77,7 +81,15 @@ class AugmentationVariants(ABC):
             InputError: the images come from a source that has no fingerprint.
         """
         part = self._required_part("train", "fit")
+        if self.augments and self.extra.mixes:
+            raise InputError(
+                "mixup and cutmix make images that are seen once; leave them out where answers are stored."
+            )
+        extra = {
+            name: value for name, value in asdict(self.extra).items() if value != getattr(ExtraAugmentation(), name)
+        }
         return {
+            **(extra if self.augments else {}),
             "images": len(part.indices),
             "images and kind of augmentation": part.source.fingerprint(part.indices, self.augments),
             "augmentation": self.augments,

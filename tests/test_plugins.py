@@ -8,9 +8,10 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Trainer
+from small_data import write_cifar
 
 from bnfree.backbones import ReActNet18
-from bnfree.datamodules import DigitsDataModule
+from bnfree.datamodules.score_subsets import write_scores
 from bnfree.lightning_modules import ImageClassifier
 from bnfree.lightning_modules.training.config.shipped import shipped_configs, shipped_folders, shipped_plugins
 from bnfree.lightning_modules.training.parsed_fit import parse_fit
@@ -22,7 +23,9 @@ TABLE = (ROOT / "docs" / "plugins.md").read_text()
 OVERLAYS = shipped_plugins()
 # What an overlay needs besides it, here: in Python, and as words of a command.
 MORE = {name: {"teacher": ReActNet18(10, in_channels=1, width=2)} for name in ("discriminator", "correct_teacher")}
-WORDS = {name: ["--model.teacher.weights=teacher.ckpt"] for name in MORE}
+WORDS = {name: ["--model.teacher.weights=teacher.ckpt"] for name in MORE} | {"data_diet": ["--data.scores=scores.csv"]}
+# Of quickstart's digits, which are grey and not mirrored, some can say nothing.
+COLOURED = {"alternating_flip"}
 
 
 def rows():
@@ -105,7 +108,7 @@ def test_an_overlay_trains_a_batch(name, tmp_path, monkeypatch):
     network = {"class_path": "bnfree.backbones.ReActNet18", **options.pop("backbone", {})}
     # As a config's factories: what is called with more than the file says.
     parts = {key: partial(build, v) for key, v in network.get("init_args", {}).items() if isinstance(v, dict)}
-    backbone = build(network, **{"num_classes": 10, "in_channels": 1, "width": 4, **parts})
+    backbone = build(network, **{"num_classes": 10, "in_channels": 3 if name in COLOURED else 1, "width": 4, **parts})
     if "optimizer" in options:
         optimizer = options["optimizer"]
         arguments = {"class_path": "torch.optim.Adam", **optimizer}
@@ -117,8 +120,16 @@ def test_an_overlay_trains_a_batch(name, tmp_path, monkeypatch):
     assert isinstance(module, ImageClassifier)
     trainer = dict(said.get("trainer", {}))
     callbacks = [build(callback) for callback in trainer.pop("callbacks+", [])]
-    data = build(said.get("data", {"class_path": "bnfree.datamodules.DigitsDataModule"}), batch_size=4)
-    assert isinstance(data, DigitsDataModule) or name in MORE
+    source = {"class_path": "bnfree.datamodules.DigitsDataModule", **said.get("data", {})}
+    more_data = {"batch_size": 4}
+    if name == "data_diet":
+        write_scores("scores.csv", [""] * 1437, range(1437), range(1437))
+        more_data["scores"] = "scores.csv"
+    if name in COLOURED:
+        write_cifar(tmp_path, 10)
+        source["class_path"] = "bnfree.datamodules.CIFAR10DataModule"
+        more_data |= {"data_dir": str(tmp_path), "val_split": 10}
+    data = build(source, **more_data)
     before = {key: value.clone() for key, value in module.state_dict().items()}
     Trainer(
         accelerator="cpu", fast_dev_run=1, enable_progress_bar=False, enable_model_summary=False, logger=False,

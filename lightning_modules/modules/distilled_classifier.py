@@ -166,7 +166,8 @@ class DistilledClassifier(ImageClassifier):
         probabilities = mean_probabilities(taught, self.temperature)
         if self.correct_teacher:
             correction = cosine_share(self.trainer.global_step / self.trainer.estimated_stepping_batches)
-            soft = corrected_distillation_loss(logits, probabilities, labels, correction, self.temperature)
+            shown = labels.argmax(1) if labels.dim() == 2 else labels
+            soft = corrected_distillation_loss(logits, probabilities, shown, correction, self.temperature)
         else:
             soft = distillation_loss(logits, probabilities, self.temperature)
         if self.discriminator is not None:

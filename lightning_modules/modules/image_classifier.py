@@ -337,12 +337,14 @@ class ImageClassifier(LightningModule):
         return self.loss(logits, labels)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The training loss of a batch of images (N, C, H, W) and labels (N,)."""
+        """The training loss of a batch of images (N, C, H, W) and labels (N,), or (N, num_classes) of mixed images."""
         images, labels = batch
         logits = self(images)
         loss = self.training_loss(images, logits, labels)
         self.log("loss", loss, on_step=True, on_epoch=False, prog_bar=True, logger=False)
-        self._log_metrics("train", loss.detach(), logits.detach(), labels)
+        # Mixed images have shares of classes for a label; the largest is what they mostly show.
+        shown = labels.argmax(1) if labels.dim() == 2 else labels
+        self._log_metrics("train", loss.detach(), logits.detach(), shown)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
