@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     )
     from bnfree.lightning_modules.experiments.recipe import run_recipe
     from bnfree.lightning_modules.experiments.recipe_file import RecipeSettings
+    from bnfree.lightning_modules.experiments.sweep import SweepResult, run_sweep
+    from bnfree.lightning_modules.experiments.sweep_grid import SweepSettings
     from bnfree.lightning_modules.modules.distilled_classifier import DistilledClassifier
     from bnfree.lightning_modules.modules.image_classifier import ImageClassifier
     from bnfree.lightning_modules.modules.teacher import Teacher
@@ -54,6 +56,8 @@ PUBLIC = {
     "ReportSettings": "reports.report",
     "SummaryResult": "reports.network_costs",
     "SummarySettings": "reports.network_costs",
+    "SweepResult": "experiments.sweep",
+    "SweepSettings": "experiments.sweep_grid",
     "Teacher": "modules.teacher",
     "TimmNetwork": "modules.timm_network",
     "TorchvisionNetwork": "modules.torchvision_network",
@@ -67,6 +71,7 @@ PUBLIC = {
     "run_early_bird": "experiments.lottery.early_bird",
     "run_lottery": "experiments.lottery.lottery",
     "run_recipe": "experiments.recipe",
+    "run_sweep": "experiments.sweep",
     "summary": "reports.network_costs",
 }
 """Where each public name is."""
@@ -90,6 +95,8 @@ __all__ = [
     "ReportSettings",
     "SummaryResult",
     "SummarySettings",
+    "SweepResult",
+    "SweepSettings",
     "Teacher",
     "TimmNetwork",
     "TorchvisionNetwork",
@@ -103,6 +110,7 @@ __all__ = [
     "run_early_bird",
     "run_lottery",
     "run_recipe",
+    "run_sweep",
     "summary",
 ]
 

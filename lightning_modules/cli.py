@@ -11,41 +11,13 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from bnfree import __version__
 from bnfree.errors import InputError, MachineError, NonFiniteError, Stopped, termination_is_an_exception
 from bnfree.files import full_disk, is_full_disk
+from bnfree.lightning_modules.command.subcommands import SUBCOMMANDS, Subcommand
 from bnfree.names import did_you_mean
 from bnfree.users_words import note, take_allowed
-
-
-class Subcommand(NamedTuple):
-    """One line of the help, and the module of this package whose `run(arguments)` does the work.
-
-    `arguments[0]` is the subcommand. An integer that `run` returns is the exit code.
-    """
-
-    summary: str
-    module: str
-
-
-# A new subcommand is one line here and one module with a function `run`.
-SUBCOMMANDS = {
-    "fit": Subcommand("train a network", "command.fit"),
-    "validate": Subcommand("evaluate a checkpoint on the validation part", "command.evaluate"),
-    "test": Subcommand("evaluate a checkpoint or packed file on the test set", "command.evaluate"),
-    "recipe": Subcommand("train the stages of a recipe, one after the other", "command.recipe"),
-    "lottery": Subcommand("find and check lottery tickets", "command.lottery.command"),
-    "predict": Subcommand("classes of images, by a checkpoint or packed file", "command.evaluate"),
-    "runs": Subcommand("list runs: what differs, how far they are, how they go on", "command.runs"),
-    "report": Subcommand("write a table and a figure of runs", "command.report"),
-    "export": Subcommand("pack a trained network into a small file", "command.export"),
-    "bench": Subcommand("time a packed file against other engines", "command.bench"),
-    "summary": Subcommand("count a network's operations and bits", "command.summary"),
-    "configs": Subcommand("list the shipped recipes, or copy one to edit", "command.configs"),
-    "ticket": Subcommand("compare, stretch, transfer and sign tickets", "command.ticket"),
-}
 
 USAGE = """usage: bnfree SUBCOMMAND [options]
 
@@ -131,7 +103,7 @@ def _quieten_threads() -> None:
 
 
 # They find out by themselves how far they are.
-GO_ON = ("recipe", "lottery")
+GO_ON = ("recipe", "sweep", "lottery")
 
 
 def _stop(end: BaseException, arguments: Sequence[str]) -> int:

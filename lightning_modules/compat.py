@@ -156,6 +156,20 @@ def argument_names(parser: LightningArgumentParser) -> list[str]:
     return [action.dest for action in parser._actions]
 
 
+def name_groups(parser: LightningArgumentParser, titles: Mapping[str, str], other: str) -> None:
+    """Gives the groups of a parser's help headings in place of the first lines of docstrings.
+
+    Args:
+        parser: the parser.
+        titles: by the dotted name of the group's arguments.
+        other: heading of the arguments of a function or class that stand at the top.
+    """
+    names = {id(group): name for name, group in (parser.groups or {}).items()}
+    # The first two are argparse's own.
+    for group in parser._action_groups[2:]:
+        group.title = titles.get(names.get(id(group), ""), other)
+
+
 def hide(parser: LightningArgumentParser, hidden: Callable[[str], bool]) -> None:
     """Leaves arguments out of the help, by their dotted names."""
     for action in parser._actions:

@@ -15,7 +15,8 @@ METHOD = "the method"
 # Each room may import from those below it, and from itself.
 FLOORS = [
     {"bnfree.__main__"},
-    {"bnfree.lightning_modules.command", "bnfree.lightning_modules.cli"},
+    {"bnfree.lightning_modules.cli"},
+    {"bnfree.lightning_modules.command"},
     {"bnfree.lightning_modules"},
     {"bnfree.lightning_modules.reports", "bnfree.lightning_modules.deployment"},
     {"bnfree.lightning_modules.experiments"},

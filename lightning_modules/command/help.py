@@ -107,7 +107,7 @@ def print_class(name: str, key: str) -> None:
     found = class_named(name, key)
     path = f"{found.__module__}.{found.__qualname__}"
     first = next(iter((found.__doc__ or "").strip().splitlines()), "")
-    parser = CommandParser(prog=name, usage=path, description=first)
+    parser = CommandParser(prog=name, usage=path, description=first, add_help=False)
     known = parser.add_class_arguments(found, fail_untyped=False, skip=_given_by_code(found))
     if not known:
         print(f"usage: {path}\n\n{first}\n\nIt takes no arguments.")

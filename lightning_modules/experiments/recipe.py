@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import yaml
 
-from bnfree.errors import InputError
+from bnfree.lightning_modules.experiments.planned_runs import carry_out
 from bnfree.lightning_modules.experiments.recipe_file import RecipeSettings
-from bnfree.lightning_modules.experiments.recipe_plan import StagePlan, plan_recipe
-from bnfree.lightning_modules.experiments.stage_results import RecipeResult, read_result, write_result
-from bnfree.lightning_modules.training.fit import fit
-from bnfree.lightning_modules.training.messages import say
-from bnfree.lightning_modules.training.run_directory import CHECKPOINTS, discard_start, is_child, only_one
-from bnfree.lightning_modules.training.settings import FitSettings
+from bnfree.lightning_modules.experiments.recipe_plan import plan_recipe
+from bnfree.lightning_modules.experiments.stage_results import RecipeResult, read_result
+from bnfree.lightning_modules.training.run_directory import is_child, only_one
 
 RECIPE = "recipe.yaml"
 
@@ -45,34 +42,6 @@ def run_recipe(settings: RecipeSettings) -> RecipeResult:
             if plan.result is None and not is_child():
                 sources = {"stages": {stage.name: {"init_from": stage.init_from} for stage in stages}}
                 (settings.directory / RECIPE).write_text(yaml.safe_dump(sources, sort_keys=False))
-            run_stage(plan, f"{number} of {len(plans)}")
+            carry_out(plan, f"{number} of {len(plans)}")
     results = {stage.name: read_result(settings.directory / stage.name) for stage in stages}
     return RecipeResult(settings.directory, results)
-
-
-def run_stage(plan: StagePlan, number: str) -> None:
-    """Runs, resumes or passes over one stage.
-
-    Args:
-        plan: of the stage.
-        number: which of how many, for messages.
-
-    Raises:
-        InputError: what `fit` raises, or a checkpoint to start from that is not there.
-    """
-    name, folder = plan.stage.name, plan.directory
-    if plan.result is not None:
-        say(f"Stage {name} ({number}) has finished: {plan.result.sentence()}.")
-        return
-    last = folder / CHECKPOINTS / "last.ckpt"
-    if not last.is_file() and not is_child():
-        discard_start(folder)
-    for path in plan.needs:
-        if not path.is_file():
-            raise InputError(
-                f"stage {name!r} needs {str(path)!r}, which does not exist; the stage before it has to write it "
-                "(best needs validation images)."
-            )
-    say(f"Stage {name} ({number}): {plan.command}")
-    resumed = last if last.is_file() else None
-    write_result(folder, fit(FitSettings([plan.parsed.settings], run_dir=folder, ckpt_path=resumed)))

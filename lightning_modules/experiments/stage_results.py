@@ -1,4 +1,4 @@
-"""What a finished stage of a recipe has reached, and the mark that says it has finished."""
+"""What a finished stage of a recipe or run of a sweep has reached, and the mark that says it has finished."""
 
 from __future__ import annotations
 
@@ -29,8 +29,10 @@ class StageResult:
     """Greatest validation accuracy of all epochs."""
     test: dict[str, float] = field(default_factory=dict)
     """What the test of the best checkpoint gave, if there was one."""
+    diverged: str = ""
+    """What a run of a sweep has stopped at whose numbers were no longer finite."""
     directory: Path = field(default=Path(), compare=False)
-    """Run directory of the stage. Not written into the mark."""
+    """Its run directory. Not written into the mark."""
 
     @property
     def last_checkpoint(self) -> Path:
@@ -44,6 +46,8 @@ class StageResult:
 
     def sentence(self) -> str:
         """The accuracies in words."""
+        if self.diverged:
+            return f"it has diverged ({self.diverged.rstrip('.')})"
         parts = [
             f"{name} {value:.4f}" for name, value in (("val/acc", self.last), ("best", self.best)) if value is not None
         ]
@@ -74,27 +78,47 @@ class RecipeResult:
 
 
 def write_result(directory: Path, fit: FitResult) -> None:
-    """Marks a stage as finished, in the first of several processes only.
+    """Marks a run as finished, in the first of several processes only.
 
     Args:
-        directory: run directory of the stage.
+        directory: its run directory.
         fit: the training that has just ended.
     """
     if is_child() or not fit.finished or not directory.is_dir():
         return
     values = validation_accuracies(directory)
-    result = StageResult(fit.epochs, values[-1] if values else None, max(values, default=None), fit.test_metrics)
-    content = asdict(result)
-    del content["directory"]
+    _write(
+        directory,
+        StageResult(fit.epochs, values[-1] if values else None, max(values, default=None), fit.test_metrics),
+    )
+
+
+def write_diverged(directory: Path, reason: str) -> None:
+    """Marks a run as finished that would go the same way again, in the first of several processes only.
+
+    Args:
+        directory: its run directory.
+        reason: what has happened.
+    """
+    if not is_child() and directory.is_dir():
+        values = validation_accuracies(directory)
+        last, best = (values[-1], max(values)) if values else (None, None)
+        _write(directory, StageResult(len(values), last, best, diverged=reason))
+
+
+def _write(directory: Path, result: StageResult) -> None:
+    content = {name: value for name, value in asdict(result).items() if name != "directory"}
+    if not result.diverged:
+        del content["diverged"]
     with whole_file(directory / FINISHED) as unfinished:
         unfinished.write_text(yaml.safe_dump(content, sort_keys=False))
 
 
 def read_result(directory: Path) -> StageResult | None:
-    """The result of a finished stage; None if it has not finished.
+    """The result of a finished run; None if it has not finished.
 
     Args:
-        directory: run directory of the stage.
+        directory: its run directory.
 
     Raises:
         InputError: the mark has been changed by hand into something else.
@@ -106,5 +130,5 @@ def read_result(directory: Path) -> StageResult | None:
         return StageResult(**yaml.safe_load(mark.read_text()), directory=directory)
     except (TypeError, yaml.YAMLError) as error:
         raise InputError(
-            f"{str(mark)!r} cannot be read; remove it, and the stage goes on from its last checkpoint."
+            f"{str(mark)!r} cannot be read; remove it, and the run goes on from its last checkpoint."
         ) from error

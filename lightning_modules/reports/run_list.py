@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bnfree.errors import InputError
+from bnfree.lightning_modules.experiments.sweep_file import SWEEP
 from bnfree.lightning_modules.reports.documents import existing_directory, read_csv_file, read_settings
 from bnfree.lightning_modules.reports.run_settings import flat_settings, seeds_in, setting_labels
 from bnfree.lightning_modules.reports.runs import RECIPE_FILE, Table, finished_epochs
@@ -124,7 +125,7 @@ def _rows(path: Path) -> Table:
 
 def _command(directory: Path, state: str) -> str:
     last, best = (directory / CHECKPOINTS / f"{name}.ckpt" for name in ("last", "best"))
-    for name, file in (("recipe", RECIPE_FILE), ("lottery", "lottery.yaml")):
+    for name, file in (("recipe", RECIPE_FILE), ("lottery", "lottery.yaml"), ("sweep", SWEEP)):
         if state == "interrupted" and any((parent / file).is_file() for parent in directory.parents):
             return f"the bnfree {name} command that started it, again"
     if state == "interrupted" and last.is_file():

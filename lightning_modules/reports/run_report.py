@@ -48,7 +48,12 @@ class RunsReport(ReportResult):
 
 
 def report_runs(
-    runs: Sequence[str | Path], output: str | Path | None = None, title: str | None = None, labels: Sequence[str] = ()
+    runs: Sequence[str | Path],
+    output: str | Path | None = None,
+    title: str | None = None,
+    labels: Sequence[str] = (),
+    sweep: Path | None = None,
+    notes: Sequence[str] = (),
 ) -> RunsReport:
     """Writes `report.md` and `report.png` of runs; see `report`.
 
@@ -58,6 +63,8 @@ def report_runs(
             `runs/reports/<date>-<time>`.
         title: heading; None: of what the runs are.
         labels: a name for each group of runs, in the order of the runs; empty: what differs between them.
+        sweep: directory of the sweep that the runs are of, in which their report goes by default.
+        notes: lines below the table.
 
     Raises:
         InputError: a directory that is no run or has no finished epoch, a wrong number of labels, or an output that
@@ -65,14 +72,17 @@ def report_runs(
     """
     found = list({run.directory.resolve(): run for run in map(read_run, runs)}.values())
     comparison = compare_runs(found, labels)
-    directory = _output(output, [run.directory for run in found])
+    # More runs of a sweep make its report anew.
+    reported = [sweep] if sweep is not None else [run.directory for run in found]
+    directory = _output(output, reported)
     title = title or _title(comparison)
     # Of several runs there is no one matrix.
     confusion = read_confusion(found[0].stages[-1].directory) if len(found) == 1 else None
     files = {FIGURE: save_png(draw_runs(comparison.groups, title))}
     if confusion is not None and len(confusion.names) <= MOST_DRAWN:
         files[CONFUSION] = save_png(draw_confusion(confusion))
-    text = runs_markdown(comparison, title, directory, confusion).encode()
+    mark = _mark([relative_link(path, directory) for path in reported])
+    text = f"{runs_markdown(comparison, title, directory, confusion, notes)}\n\n{mark}\n".encode()
     write_files(directory, {**files, REPORT: text}, "output", "give another directory with --output.")
     return RunsReport(
         path=directory / REPORT,
@@ -82,20 +92,27 @@ def report_runs(
     )
 
 
-def runs_markdown(comparison: RunComparison, title: str, directory: Path, confusion: Confusion | None = None) -> str:
-    """The text of `report.md`.
+def runs_markdown(
+    comparison: RunComparison,
+    title: str,
+    directory: Path,
+    confusion: Confusion | None = None,
+    notes: Sequence[str] = (),
+) -> str:
+    """The text of `report.md`, without the mark at its end.
 
     Args:
         comparison: the groups of runs.
         title: the heading.
         directory: where the report goes; links to the runs are relative to it.
         confusion: of the one run's test.
+        notes: lines below the table.
     """
     groups = comparison.groups
     parts = [f"# {title}", *markdown_image(title, FIGURE), markdown_table(result_rows(groups))]
     if any(len(group.runs) > 1 for group in groups):
         parts.append("Mean ± sample standard deviation over the seeds (the single values in the order of the seeds).")
-    parts += markdown_list(_notes(groups))
+    parts += markdown_list([*_notes(groups), *notes])
     if any(stage for group in groups for stage in group.stages):
         parts += ["## Stages", markdown_table(_stages(groups))]
     if comparison.settings:
@@ -105,8 +122,7 @@ def runs_markdown(comparison: RunComparison, title: str, directory: Path, confus
         parts += markdown_image("Confusion matrix", CONFUSION) if len(confusion.names) <= MOST_DRAWN else []
         parts.append(markdown_table(class_rows(confusion)))
     parts += ["## Runs", *markdown_list([_links(group, directory) for group in groups])]
-    runs = [relative_link(run.directory, directory) for group in groups for run in group.runs]
-    return "\n\n".join(parts) + f"\n\n{_mark(runs)}\n"
+    return "\n\n".join(parts)
 
 
 def _mark(runs: Sequence[str]) -> str:

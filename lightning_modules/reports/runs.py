@@ -101,6 +101,12 @@ def read_run(path: str | Path) -> Run:
     return Run(directory, [stage])
 
 
+def has_trained(directory: Path) -> bool:
+    """Whether a run directory has a finished epoch to report."""
+    files = directory / CONFIG, directory / METRICS
+    return all(file.is_file() for file in files) and finished_epochs(_metrics(directory / METRICS)) > 0
+
+
 def _read_recipe(directory: Path) -> Run:
     content = read_settings(directory / RECIPE_FILE)
     stages = content.get("stages")

@@ -60,9 +60,9 @@ def words_of(settings: RunSettings) -> list[str]:
         configs, words = split_configs(words)
     given = [settings.configs] if isinstance(settings.configs, str | Path | Mapping) else settings.configs
     words = [
-        *(f"--config={_text('config', config)}" for config in given),
+        *(f"--config={text_of('config', config)}" for config in given),
         *configs,
-        *(f"--{name}={_text(name, value)}" for name, value in settings.options.items()),
+        *(f"--{name}={text_of(name, value)}" for name, value in settings.options.items()),
         *words,
     ]
     if settings.run_dir is not None:
@@ -90,7 +90,16 @@ def split_configs(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return configs, rest
 
 
-def _text(name: str, value: Any) -> str:
+def text_of(name: str, value: Any) -> str:
+    """A value of an option as it would be typed.
+
+    Args:
+        name: of the option, for messages.
+        value: a plain value.
+
+    Raises:
+        InputError: it is not plain.
+    """
     if isinstance(value, str | Path):
         return str(value)
     try:

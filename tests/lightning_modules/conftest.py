@@ -178,6 +178,14 @@ def complaint(bnfree):
 
 
 @pytest.fixture(scope="module")
+def place_of_module(tmp_path_factory):
+    """Another directory with the project, which all tests of a module share."""
+    directory = tmp_path_factory.mktemp("place")
+    _write_project(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Run directory of a finished run of two epochs; not to be changed."""
     directory = tmp_path_factory.mktemp("trained")

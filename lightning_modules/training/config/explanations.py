@@ -41,6 +41,7 @@ from bnfree.lightning_modules.training.config.known_classes import (
     importable_near,
     names_in_module,
     options_of,
+    passes_arguments_on,
 )
 from bnfree.lightning_modules.training.config.sources import config_files
 from bnfree.lightning_modules.training.config.value_types import explain_value
@@ -210,6 +211,12 @@ def _unknown_init_argument(complaint: Complaint) -> str | None:
     if reserved is not None and owner.rpartition(".")[2] not in complaint.message.partition("Given value:")[2]:
         place = f"{complaint.where(option)} below {key.rpartition('.')[0]}"
         return f"key {option!r}{place} is not known; did you mean {reserved!r}?"
+    if passes_arguments_on(owner):
+        own = " in a config, or take TimmNetwork" if owner.startswith("timm.") else " in a config"
+        return (
+            f"{key}{complaint.where(option)} is not named by the function {owner}; arguments that it passes on stand "
+            f"below dict_kwargs{own}."
+        )
     known = options_of(owner)
     remedy = did_you_mean(option, known) or f"it takes {', '.join(known) or 'no arguments'}."
     return f"{key}{complaint.where(option)} is not an argument of {owner.rpartition('.')[2]}; {remedy}"

@@ -108,6 +108,15 @@ def options_of(class_path: str) -> list[str]:
     return [str(name) for name in names]
 
 
+def passes_arguments_on(path: str) -> bool:
+    """Whether a dotted path is that of a function with `**kwargs`, as `timm.create_model`."""
+    module, _, name = path.rpartition(".")
+    function = getattr(_imported(module), name, None) if module else None
+    if not inspect.isroutine(function):
+        return False
+    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
+
+
 def class_named(name: str, key: str = "") -> type:
     """A class by its short name or dotted path.
 

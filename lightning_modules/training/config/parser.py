@@ -16,13 +16,23 @@ from lightning.pytorch.cli import LightningArgumentParser
 from bnfree.datamodules.base import ImageDataModule
 from bnfree.errors import InputError
 from bnfree.import_names import class_paths_of_today
-from bnfree.lightning_modules.compat import integers_first
+from bnfree.lightning_modules.compat import integers_first, name_groups
 from bnfree.lightning_modules.training.class_names import OPTION
 from bnfree.lightning_modules.training.config.explanations import first_cause
 
 MODE = "yaml_of_today"
 """YAML in which classes may have their earlier names."""
 set_loader(MODE, lambda text: class_paths_of_today(get_loader("yaml")(text)), (yaml.YAMLError,))
+
+
+HEADINGS = {
+    "model": "the LightningModule, with its network, optimizer and schedule",
+    "data": "the images",
+    "trainer": "Lightning's Trainer",
+    "best_checkpoint": "best.ckpt, of the greatest validation accuracy (ModelCheckpoint)",
+    "last_checkpoint": "last.ckpt, after each epoch (ModelCheckpoint)",
+    "lr_monitor": "the logged learning rate (LearningRateMonitor)",
+}
 
 
 class ParseFailure(SystemExit):
@@ -55,6 +65,12 @@ class CommandParser(LightningArgumentParser):
         given = _section(super().parse_args(words, *others, **{**options, "defaults": False}))
         filled_in = _filled_in(_section(config), given)
         return super().parse_args([*words, *filled_in], *others, **options) if filled_in else config
+
+    def format_help(self, *arguments: Any) -> str:
+        """The help, in which each group of arguments has a heading of its own."""
+        name_groups(self, HEADINGS, "arguments")
+        text: str = super().format_help(*arguments)
+        return text
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises `ParseFailure`; parsers that are internal to jsonargparse raise their own exception."""
