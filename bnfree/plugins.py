@@ -62,6 +62,15 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "none": "bnfree.normalizers.none.none",
         "group_norm": "bnfree.normalizers.group_norm.GroupNorm",
         "layer_norm": "bnfree.normalizers.layer_norm.LayerNorm",
+        "instance_norm": "bnfree.normalizers.instance_norm.InstanceNorm",
+        "rms_norm": "bnfree.normalizers.rms_norm.RMSNorm",
+        "ibn": "bnfree.normalizers.ibn.IBN",
+        "evonorm_s0": "bnfree.normalizers.evonorm_s0.EvoNormS0",
+        "evonorm_b0": "bnfree.normalizers.evonorm_b0.EvoNormB0",
+        "sandwich": "bnfree.normalizers.sandwich.SandwichBatchNorm",
+        "sandwich_affine": "bnfree.normalizers.sandwich.SandwichAffine",
+        "bcn": "bnfree.normalizers.bcn.BatchChannelNorm",
+        "ws_group_norm": "bnfree.normalizers.bcn.WSGroupNorm",
     },
     "loss": {
         "cross_entropy": "bnfree.losses.cross_entropy",
@@ -98,6 +107,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "optimizer": {},
     "callback": {
         "estimator_schedule": "bnfree.callbacks.estimator_schedule.EstimatorSchedule",
+        "alpha_batch_norm": "bnfree.callbacks.alpha_batch_norm.AlphaBatchNorm",
         "estimator_indicators": "bnfree.callbacks.estimator_indicators.EstimatorIndicators",
     },
     "model": {},

@@ -79,6 +79,25 @@ def is_per_image(module: nn.Module) -> bool:
     return isinstance(module, PER_IMAGE) or bool(getattr(module, "per_image", False))
 
 
+def refuse_single_values(x: Tensor, name: str, per_image: bool) -> None:
+    """Refuses feature maps whose statistics would be of one value, which takes all but the shift from them.
+
+    Args:
+        x: (N, C, H, W).
+        name: of the normaliser, for the message.
+        per_image: whether statistics are of each image, or of the batch.
+
+    Raises:
+        InputError: one position, and if it is not per image one image.
+    """
+    if x.shape[2] * x.shape[3] * (1 if per_image else x.shape[0]) == 1:
+        remedy = "take larger images" if per_image else "take larger images or batches"
+        raise InputError(
+            f"norm={name!r} meets feature maps of {x.shape[2]}x{x.shape[3]} for {x.shape[0]} image(s), and statistics "
+            f"of one value are the value itself; {remedy}, or another norm."
+        )
+
+
 def fold(module: nn.Module | None, channels: int) -> tuple[Tensor, Tensor]:
     """Factor and shift of a normaliser in evaluation mode, float64 (C,); 1 and 0 where nothing stands.
 

@@ -34,6 +34,11 @@ def explain_failure(error: BaseException, directory: Path | None, data: Any) -> 
             return said
     if isinstance(error, InputError):
         return error
+    if isinstance(error, ValueError) and str(error).startswith("Expected more than 1 value per channel"):
+        return InputError(
+            f"norm='batch_norm' has no statistics of one value ({error}); take larger images or batches, or another "
+            "norm."
+        )
     if is_full_disk(error):
         files = [str(e.filename) for e in chain if isinstance(e, OSError) and e.filename]
         return full_disk(Path(files[0]) if files else (directory or Path()))
