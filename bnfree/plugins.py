@@ -37,6 +37,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "openvino": "bnfree.packing.formats.OpenVINOFormat",
         "torch_export": "bnfree.packing.formats.TorchExportFormat",
         "onnx": "bnfree.packing.formats.ONNXFormat",
+        "qonnx": "bnfree.packing.formats.QONNXFormat",
+        "qonnx_channels_last": "bnfree.packing.formats.QONNXChannelsLastFormat",
     },
     "sign_estimator": {
         "approx": "bnfree.binarize.PiecewiseQuadratic",

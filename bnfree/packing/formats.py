@@ -24,6 +24,7 @@ from bnfree.errors import InputError
 from bnfree.packing.engines import EngineName
 from bnfree.packing.file_layout import MaskForm
 from bnfree.packing.packed_network import PackedNetwork, load
+from bnfree.packing.real_weights import RealPrecision
 from bnfree.plugins import resolve
 
 
@@ -41,7 +42,11 @@ class ExportFormat:
     beside: ClassVar[Sequence[str]] = ()
     """Suffixes of further files that belong to it."""
     has_forms: ClassVar[bool] = False
-    """Whether real layers can be rounded in it, and masks be stored in several forms."""
+    """Whether masks can be stored in several forms in it."""
+    precisions: ClassVar[Sequence[RealPrecision]] = ("float32",)
+    """How it can store real layers; the first is what `export` takes for the classifier."""
+    read_packages: ClassVar[Sequence[str]] = ()
+    """What must be installed besides to read it."""
 
     def write(self, packed: PackedNetwork, path: Path, masks: MaskForm) -> None:
         """Writes a network.
@@ -68,16 +73,18 @@ class ExportFormat:
         """
         raise InputError(f"check=True needs a format that can be read, and {type(self).__name__} has no method read.")
 
-    def check_installed(self, name: str) -> None:
+    def check_installed(self, name: str, reading: bool = False) -> None:
         """Refuses a format whose packages are missing.
 
         Args:
             name: what the user calls it.
+            reading: whether its files are to be read as well.
 
         Raises:
             InputError: one is not installed.
         """
-        missing = [package for package in self.packages if importlib.util.find_spec(package) is None]
+        needed = [*self.packages, *(self.read_packages if reading else ())]
+        missing = [package for package in needed if importlib.util.find_spec(package) is None]
         if missing:
             what = f"bnfree[{self.extra}]" if self.extra else " ".join(missing)
             raise InputError(
@@ -113,6 +120,7 @@ class PackedFormat(ExportFormat):
     suffix = ".safetensors"
     weights = "bits"
     has_forms = True
+    precisions = ("float16", "float32", "int8")
 
     def write(self, packed: PackedNetwork, path: Path, masks: MaskForm) -> None:
         """Writes a network."""
@@ -187,3 +195,38 @@ class ONNXFormat(ExportFormat):
         from bnfree.packing.onnx_model import load_onnx
 
         return load_onnx(path)
+
+
+class QONNXFormat(ExportFormat):
+    """ONNX whose nodes say what has one bit, for FPGAs: see `bnfree.packing.qonnx_model`."""
+
+    suffix = ".onnx"
+    weights = "numbers -1 and +1 behind BipolarQuant, or -1, 0 and +1 behind Quant of two bits"
+    packages = ("onnx",)
+    read_packages = ("qonnx",)
+    extra = "qonnx"
+    precisions = ("float32", "int8")
+    channels_last: ClassVar[bool] = False
+    """Whether the images are (N, H, W, C)."""
+
+    def write(self, packed: PackedNetwork, path: Path, masks: MaskForm) -> None:
+        """Writes a network whose images' shape is known."""
+        from bnfree.packing.qonnx_model import save_qonnx
+
+        if packed.info.image_shape is None:
+            raise InputError(
+                "format='qonnx' needs the images' shape, which the data do not say; add --image_shape=C,H,W."
+            )
+        save_qonnx(packed.layers, packed.info, path, self.channels_last)
+
+    def read(self, path: Path, engine: EngineName) -> Callable[[Tensor], Tensor]:
+        """The model of a file, computed by qonnx."""
+        from bnfree.packing.qonnx_model import load_qonnx
+
+        return load_qonnx(path)
+
+
+class QONNXChannelsLastFormat(QONNXFormat):
+    """The form that hls4ml reads: channels last, no PRelu, no average pooling, no bits outside of the image."""
+
+    channels_last = True

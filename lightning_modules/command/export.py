@@ -19,7 +19,10 @@ from bnfree.packing.file_layout import MaskForm
 from bnfree.packing.real_weights import PRECISIONS, RealPrecision, RealWeight
 from bnfree.text_tables import fields
 
-FORMATS = "Kind of file: packed, openvino, torch_export, onnx, or the dotted path of an ExportFormat of your own"
+FORMATS = (
+    "Kind of file: packed, openvino, torch_export, onnx, qonnx, qonnx_channels_last, or the dotted path of an "
+    "ExportFormat of your own"
+)
 OWN_FLAGS = ("--check", "--overwrite")
 # What the parser adds to the config of a network.
 OWN_OPTIONS = (

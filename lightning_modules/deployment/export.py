@@ -46,13 +46,13 @@ class ExportSettings:
     output: str | Path | None = None
     """File to write; None: beside the checkpoint, under its name."""
     format: str | type[ExportFormat] | ExportFormat = "packed"
-    """`packed`, `openvino`, `torch_export` or `onnx`, the dotted path of a class, or the class itself."""
+    """`packed`, `openvino`, `torch_export`, `onnx` or `qonnx`, the dotted path of a class, or the class itself."""
     overwrite: bool = False
     """Replace a file that is there."""
     classifier_precision: RealPrecision | None = None
-    """How a packed file stores the classifier; None: float16."""
+    """How the classifier is stored; None: float16 in a packed file, else float32."""
     convolution_precision: RealPrecision | None = None
-    """How a packed file stores stem and real shortcuts; None: float32, for rounding turns activations over."""
+    """How stem and real shortcuts are stored; None: float32, for rounding turns activations over."""
     masks: MaskForm = "planes"
     """How a packed file stores pruned binary weights: two bit planes, or five ternary digits a byte."""
     check: bool = False
@@ -117,7 +117,7 @@ def export(settings: ExportSettings) -> ExportResult:
         raise InputError(NO_CHECKPOINT)
     kind = export_format(settings.format)
     place = _place(settings, kind, config.ckpt_path)
-    kind.check_installed(str(settings.format))
+    kind.check_installed(str(settings.format), settings.check)
     precisions = _precisions(settings, kind)
     engine: EngineName = choose_engine(settings.engine) if settings.check else "torch"
     network, prefix = build_network(config)
@@ -179,15 +179,15 @@ def _place(settings: ExportSettings, kind: ExportFormat, checkpoint: str) -> Pat
 
 def _precisions(settings: ExportSettings, kind: ExportFormat) -> tuple[RealPrecision, RealPrecision]:
     """How classifier and real convolutions are stored."""
-    if kind.has_forms:
-        return settings.classifier_precision or "float16", settings.convolution_precision or "float32"
     for name in ("classifier_precision", "convolution_precision"):
         value = getattr(settings, name)
-        if value not in (None, "float32"):
-            raise InputError(f"{name}={value!r} goes with the format packed; {settings.format} has float32.")
-    if settings.masks != "planes":
+        if value is not None and value not in kind.precisions:
+            raise InputError(
+                f"{name}={value!r} goes with the format packed; {settings.format} has {' or '.join(kind.precisions)}."
+            )
+    if settings.masks != "planes" and not kind.has_forms:
         raise InputError(f"masks={settings.masks!r} goes with the format packed.")
-    return "float32", "float32"
+    return settings.classifier_precision or kind.precisions[0], settings.convolution_precision or "float32"
 
 
 def _batches(

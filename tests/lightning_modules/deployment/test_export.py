@@ -186,6 +186,7 @@ def test_where_the_data_are_missing_the_class_still_tells_the_normalisation(bnfr
         (["--output=no/x.safetensors"], "folder that does not exist"),
         (["--format=onnx", "--classifier_precision=int8"], "classifier_precision='int8' goes with the format packed"),
         (["--format=onnx", "--masks=digits"], "masks='digits' goes with the format packed"),
+        (["--format=qonnx", "--classifier_precision=float16"], "; qonnx has float32 or int8."),
         (["--check", "--num_images=0"], "num_images=0 must be at least 1"),
         (["--check", "--images=nowhere"], "image 'nowhere' does not exist"),
     ],
@@ -214,9 +215,26 @@ def test_a_missing_extra_names_its_installation(complaint, best, monkeypatch, na
     assert f"needs {package}, which is not installed: pip install 'bnfree[{name}]'" in message
 
 
+def test_qonnx_needs_its_package_only_to_be_checked(bnfree, complaint, best, monkeypatch):
+    onnx = pytest.importorskip("onnx", reason="pip install 'bnfree[qonnx]'")
+    find = formats.importlib.util.find_spec
+    monkeypatch.setattr(formats.importlib.util, "find_spec", lambda n: None if n == "qonnx" else find(n))
+    message = complaint("export", best, "--format=qonnx", "--check")
+    assert "needs qonnx, which is not installed: pip install 'bnfree[qonnx]'" in message
+    assert not best.with_suffix(".onnx").exists()
+    code, out, err = bnfree("export", best, "--format=qonnx", "--convolution_precision=int8")
+    assert code == 0, err
+    assert "behind BipolarQuant" in out
+    model = onnx.load(best.with_suffix(".onnx"))
+    assert [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim] == [1, 1, 8, 8]
+    assert {entry.key for entry in model.metadata_props} >= {"bnfree.mean", "bnfree.class_names", "bnfree.layout"}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["openvino", "torch_export", "onnx"])
+@pytest.mark.parametrize("name", ["openvino", "torch_export", "onnx", "qonnx", "qonnx_channels_last"])
 def test_every_format_passes_the_check(bnfree, best, name):
+    if name.startswith("qonnx"):
+        pytest.importorskip("qonnx", reason="pip install 'bnfree[qonnx]'")
     code, out, err = bnfree("export", best, f"--format={name}", "--check", "--num_images=50")
     assert code == 0, err
     assert "same class      50 of 50 images" in out
