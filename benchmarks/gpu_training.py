@@ -16,6 +16,7 @@ from torchvision.models import resnet18
 
 from bnfree.backbones import ReActNet18
 from bnfree.calibration import calibrate
+from bnfree.gradient_windows import measure_signal_widths, rescale_gradient_windows
 from bnfree.packing import NetworkInfo, load, pack
 
 CALIBRATION_IMAGES = 256
@@ -36,6 +37,8 @@ class Settings:
     alpha: float | None = 0.25
     norm: str = "bn_free"
     binary_shortcut: bool = False
+    gradient_windows: bool = True
+    """Whether the signs of a BN-free network get the width of their windows back before every epoch."""
     warmup: float = 0.02
     """Share of the steps."""
     first_step: float = 0.28
@@ -66,6 +69,10 @@ def train(
     steps, done, start = epochs * batches.steps, 0, time.monotonic()
     network.train()
     for epoch in range(1, epochs + 1):
+        if settings.gradient_windows and settings.norm == "bn_free":
+            network.eval()
+            rescale_gradient_windows(network, measure_signal_widths(network, data.images[:CALIBRATION_IMAGES]))
+            network.train()
         for images, labels in batches:
             step.set_learning_rate(settings.learning_rate * factor(done, steps, settings.warmup))
             step(images, labels)
@@ -183,7 +190,7 @@ def save(report: Report, network: nn.Module, test: Images, names: list[str]) -> 
 
 
 def run_screens(report: Report, data: Images, settings: Settings, seconds: float, toy: bool) -> None:
-    """Six short trainings in one step that differ in one thing; they are judged on training images set apart."""
+    """Seven short trainings in one step that differ in one thing; they are judged on training images set apart."""
     apart = max(1, len(data) // 20)
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(1)).to(data.labels.device)
     chosen, rest = (Images(data.images[part], data.labels[part]) for part in (order[:apart], order[apart:]))
@@ -194,6 +201,7 @@ def run_screens(report: Report, data: Images, settings: Settings, seconds: float
         "alpha 0.5": replace(settings, alpha=0.5),
         "clip 0.001": replace(settings, clip_factor=0.001),
         "no clipping": replace(settings, clip_factor=None),
+        "no gradient windows": replace(settings, gradient_windows=False),
     }
     an_epoch = seconds_an_epoch(rest, settings, None)
     epochs = 1 if toy else max(2, int(seconds / len(cases) / an_epoch))
@@ -210,7 +218,7 @@ def run_controls(report: Report, data: Images, test: Images, settings: Settings,
     """In equal epochs, without a teacher: ours, its batch-norm twin, and A&B BNN's published recipe, shortened."""
     published = replace(
         settings, batch=min(256, settings.batch), learning_rate=1e-3, clip_factor=0.001, binary_shortcut=True,
-        first_step=0.5,
+        first_step=0.5, gradient_windows=False,
     )  # fmt: skip
     cases = {
         "BN-free": settings,

@@ -17,8 +17,8 @@ class GradientWindows(Callback):
     """Changes training: gives the signs of a BN-free network back the width of their gradient windows, epoch by epoch.
 
     Before an epoch's first step, in one additional forward pass on its first batch (of the first process, where there
-    are several). The function that the network computes stays the same, see `bnfree.gradient_windows`. Not in the first
-    epoch, for which calibration sees to it.
+    are several). The function that the network computes stays the same, see `bnfree.gradient_windows`. In the first
+    epoch only where the weights are those of another training (`init_from`): calibration sees to fresh ones.
 
     Args:
         every_n_epochs: epochs between two times.
@@ -48,7 +48,8 @@ class GradientWindows(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Rescales before an epoch's first batch."""
         epoch = trainer.current_epoch
-        if batch_idx or epoch == 0 or epoch % self.every_n_epochs:
+        fresh = epoch == 0 and getattr(pl_module, "init_from", None) is None
+        if batch_idx or fresh or epoch % self.every_n_epochs:
             return
         images = batch[0] if isinstance(batch, list | tuple) and len(batch) else batch
         if not isinstance(images, Tensor):

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from bnfree.backbones import ReActNet18
 from bnfree.callbacks import GradientWindows
 from bnfree.errors import InputError
+from bnfree.lightning_modules import ImageClassifier
 
 
 class Betas(Callback):
@@ -35,6 +36,18 @@ def test_rescales_before_the_first_batch_of_every_epoch_but_the_first(classifier
     assert first == second == [start, start]
     assert third[0] != start
     assert third == fourth == [third[0]] * 2
+
+
+def test_weights_of_another_training_begin_with_full_windows(make_trainer, make_loader, tmp_path):
+    network = ReActNet18(10, width=4)
+    with torch.no_grad():
+        network.body[3][3].beta.mul_(5)
+    torch.save(network.state_dict(), tmp_path / "step1.pt")
+    betas = Betas()
+    module = ImageClassifier(ReActNet18(10, width=4), init_from=str(tmp_path / "step1.pt"), calibrate_init_from="none")
+    make_trainer(GradientWindows(), betas, max_epochs=1).fit(module, make_loader(), make_loader())
+    assert betas.before[0] == network.body[3][3].beta.item()
+    assert betas.after[0] < betas.before[0] / 2
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(classifier, make_trainer, make_loader, tmp_path):
