@@ -47,7 +47,7 @@ def test_weights_of_another_training_begin_with_full_windows(make_trainer, make_
     module = ImageClassifier(ReActNet18(10, width=4), init_from=str(tmp_path / "step1.pt"), calibrate_init_from="none")
     make_trainer(GradientWindows(), betas, max_epochs=1).fit(module, make_loader(), make_loader())
     assert betas.before[0] == network.body[3][3].beta.item()
-    assert betas.after[0] < betas.before[0] / 2
+    assert betas.after[0] != pytest.approx(betas.before[0], rel=0.5)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(classifier, make_trainer, make_loader, tmp_path):
