@@ -96,6 +96,11 @@ def rescale_gradient_windows(network: nn.Module, signal_widths: Mapping[str, flo
                 cast(Tensor, cast(BinaryConv2d, unit.projection).gain).div_(factor)
 
 
+def has_gradient_windows(network: nn.Module) -> bool:
+    """Whether `rescale_gradient_windows` has something to do: a residual unit with a beta."""
+    return any(isinstance(m, ResidualUnit) and m.beta is not None for m in network.modules())
+
+
 def check_width(width: float) -> None:
     """Refuses a width that is not a finite number greater than 0.
 
@@ -107,9 +112,9 @@ def check_width(width: float) -> None:
 
 
 def _units(network: nn.Module) -> dict[str, ResidualUnit]:
-    units = {name: m for name, m in network.named_modules() if isinstance(m, ResidualUnit) and m.beta is not None}
-    if not units:
+    if not has_gradient_windows(network):
         raise InputError("network has no residual unit with a beta; gradient windows are of norm='bn_free' networks.")
+    units = {name: m for name, m in network.named_modules() if isinstance(m, ResidualUnit) and m.beta is not None}
     return {name: unit for name, unit in units.items() if unit.pool is None or _has_gain(unit.projection)}
 
 

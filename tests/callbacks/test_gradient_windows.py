@@ -71,10 +71,17 @@ def test_refuses_values_out_of_range(name, value):
         GradientWindows(**{name: value})
 
 
-def test_refuses_a_network_without_windows_at_the_start(classifier, make_trainer, make_loader):
-    module = classifier(ReActNet18(width=4, norm="batch_norm"))
-    with pytest.raises(InputError, match="norm='bn_free'"):
-        make_trainer(GradientWindows()).fit(module, make_loader())
+@pytest.mark.parametrize("options", [{"norm": "batch_norm"}, {"norm": "none"}, {"reference": True}])
+def test_other_networks_train_as_without_the_callback(classifier, make_trainer, make_loader, caplog, options):
+    states = []
+    for callbacks in ([GradientWindows()], []):
+        torch.manual_seed(0)
+        module = classifier(ReActNet18(width=4, **options))
+        with caplog.at_level("INFO"):
+            make_trainer(*callbacks, max_epochs=2).fit(module, make_loader())
+        states.append(module.state_dict())
+    assert all(torch.equal(states[1][name], value) for name, value in states[0].items())
+    assert caplog.text.count("GradientWindows changes nothing") == 1
 
 
 SCRIPT = """
