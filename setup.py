@@ -4,6 +4,7 @@ from setuptools import find_packages, setup
 
 PARTS = ("callbacks", "datamodules", "lightning_modules")
 DATA = {"configs": ["*.yaml", "plugins/*.yaml", "slurm/*"], "pretrained": ["*.safetensors", "README.md"]}
+C_SOURCE = ["*.c", "*.h", "Makefile", "README.md"]
 
 # In a checkout `bnfree/` holds links to the parts, for editors and type checkers; the build does not rely on them.
 own = find_packages("bnfree", exclude=[pattern for part in PARTS for pattern in (part, f"{part}.*")])
@@ -14,5 +15,5 @@ for part in PARTS:
 setup(
     packages=[*packages, *(f"bnfree.{folder}" for folder in DATA)],
     package_dir={"bnfree": "bnfree", **{f"bnfree.{folder}": folder for folder in (*PARTS, *DATA)}},
-    package_data={"bnfree": ["py.typed"], **{f"bnfree.{folder}": patterns for folder, patterns in DATA.items()}},
+    package_data={"bnfree": ["py.typed"], "bnfree.packing.c_source": C_SOURCE, **{f"bnfree.{folder}": patterns for folder, patterns in DATA.items()}},
 )

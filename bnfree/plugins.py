@@ -39,6 +39,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "onnx": "bnfree.packing.formats.ONNXFormat",
         "qonnx": "bnfree.packing.formats.QONNXFormat",
         "qonnx_channels_last": "bnfree.packing.formats.QONNXChannelsLastFormat",
+        "c": "bnfree.packing.c_source.c_format.CFormat",
     },
     "sign_estimator": {
         "approx": "bnfree.binarize.PiecewiseQuadratic",

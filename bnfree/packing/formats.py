@@ -47,6 +47,8 @@ class ExportFormat:
     """How it can store real layers; the first is what `export` takes for the classifier."""
     read_packages: ClassVar[Sequence[str]] = ()
     """What must be installed besides to read it."""
+    folder: ClassVar[bool] = False
+    """Whether it is a folder of files, and `path` that of the folder."""
 
     def write(self, packed: PackedNetwork, path: Path, masks: MaskForm) -> None:
         """Writes a network.
@@ -90,6 +92,10 @@ class ExportFormat:
             raise InputError(
                 f"format={name!r} needs {' and '.join(missing)}, which is not installed: pip install '{what}'."
             )
+
+    def facts(self, packed: PackedNetwork, path: Path) -> list[tuple[str, str]]:
+        """Title and text of what else the user should know about files written to `path`."""
+        return []
 
     def files(self, path: Path) -> list[Path]:
         """The files of a network that is exported to `path`."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from jsonargparse import Namespace
+
 from bnfree.errors import InputError
 from bnfree.lightning_modules.deployment.check import Check
 from bnfree.lightning_modules.deployment.export import NO_CHECKPOINT, ExportResult, ExportSettings, export
@@ -20,19 +22,20 @@ from bnfree.packing.real_weights import PRECISIONS, RealPrecision, RealWeight
 from bnfree.text_tables import fields
 
 FORMATS = (
-    "Kind of file: packed, openvino, torch_export, onnx, qonnx, qonnx_channels_last, or the dotted path of an "
+    "Kind of file: packed, c, openvino, torch_export, onnx, qonnx, qonnx_channels_last, or the dotted path of an "
     "ExportFormat of your own"
 )
 OWN_FLAGS = ("--check", "--overwrite")
 # What the parser adds to the config of a network.
 OWN_OPTIONS = (
     "output", "format", "overwrite", "classifier_precision", "convolution_precision", "masks", "check", "images",
-    "num_images", "engine",
+    "num_images", "engine", "c_name", "ram_limit",
 )  # fmt: skip
 MOST_NAMES = 6
 DESCRIPTION = """Turns a trained network with binary weights into one file: bits, one scale a filter, one threshold a
 channel, and how its images are normalised, its class names and its accuracy. CKPT is a checkpoint, a ticket file, or a
-run directory, of which it is the last checkpoint. The file is there as a whole or not at all, and never in place of
+run directory, of which it is the last checkpoint; or a packed file or the NAME of a pretrained network, which becomes
+another --format, such as C. The file is there as a whole or not at all, and never in place of
 another unless --overwrite is given. With --check it is read back and compared with the trained network on real images;
 where they differ without a reason, nothing is written, and the exit code is 1."""
 
@@ -49,8 +52,7 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         InputError: a mistake in what the user gave.
     """
-    config = parse(_parser(), [arguments[0], *_source_as_options(arguments[1:])])
-    found = export(ExportSettings(config, **{name: config[name] for name in OWN_OPTIONS}))
+    found = export(_settings(arguments))
     if found.missing_data:
         say(f"The data are not there ({found.missing_data}), so the file says of them only what is known without.")
     if found.check is not None:
@@ -63,6 +65,21 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _settings(arguments: Sequence[str]) -> ExportSettings:
+    sources, rest = take_positionals(arguments[1:], OWN_FLAGS)
+    source: str | Namespace
+    if len(sources) == 1 and names_packed_file(sources[0]) and not {"--help", "-h"} & set(rest):
+        parser = _new_parser()
+        _add_own_options(parser)
+        try:
+            source, config = sources[0], parser.parse_args(rest)
+        except ParseFailure as failure:
+            raise InputError(explain(failure.message, ["export", *rest], {"export": parser})) from None
+    else:
+        source = config = parse(_parser(), [arguments[0], *_source_as_options(arguments[1:])])
+    return ExportSettings(source, **{name: config[name] for name in OWN_OPTIONS})
+
+
 def _source_as_options(arguments: Sequence[str]) -> list[str]:
     sources, rest = take_positionals(arguments, OWN_FLAGS)
     names = {argument.partition("=")[0] for argument in arguments}
@@ -72,12 +89,22 @@ def _source_as_options(arguments: Sequence[str]) -> list[str]:
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser(
-        prog="bnfree export", usage="bnfree export CKPT [options]", description=DESCRIPTION, allow_abbrev=False
+    parser = _new_parser()
+    _add_own_options(parser)
+    add_network_arguments(parser, shown_too=["data", OPTION])
+    return parser
+
+
+def _new_parser() -> CommandParser:
+    return CommandParser(
+        prog="bnfree export", usage="bnfree export CKPT|NAME [options]", description=DESCRIPTION, allow_abbrev=False
     )
+
+
+def _add_own_options(parser: CommandParser) -> None:
     parser.add_argument("--format", type=str, default="packed", help=f"{FORMATS}; see docs/packing.md.")
     parser.add_argument(
-        "--output", type=str | None, default=None, help="File to write; by default beside CKPT, under its name."
+        "--output", type=str | None, default=None, help="File to write (c: folder); by default beside CKPT."
     )
     parser.add_argument("--overwrite", action="store_true", help="Replace a file that is there.")
     parser.add_argument(
@@ -109,8 +136,18 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--engine", type=str, default="auto", help="What the check runs a packed file with; see docs/packing.md."
     )
-    add_network_arguments(parser, shown_too=["data", OPTION])
-    return parser
+    parser.add_argument(
+        "--c_name",
+        type=str | None,
+        default=None,
+        help="What the function of the format c is called, before _predict; by default as the folder.",
+    )
+    parser.add_argument(
+        "--ram_limit",
+        type=int | None,
+        default=None,
+        help="Bytes of static memory that a network in the format c may take; more is refused.",
+    )
 
 
 def _check(found: Check) -> str:
@@ -132,7 +169,11 @@ def _check(found: Check) -> str:
 def _written(found: ExportResult) -> str:
     real = found.float32_size
     more = f", {real / found.size:.1f} times as much" if real > found.size else ""
-    rows = [*_contents(found.packed, found.format.weights), ("sha256", found.sha256)]
+    place = found.paths[0].parent if found.format.folder else found.paths[0]
+    rows = [
+        *_contents(found.packed, found.format.weights), *found.format.facts(found.packed, place),
+        ("sha256", found.sha256),
+    ]  # fmt: skip
     return (
         f"Written to {' and '.join(map(str, found.paths))}: {_size(found.size)}; {_size(real)} in float32{more}\n"
         f"{_indented(rows)}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -18,6 +20,7 @@ from bnfree.errors import InputError
 from bnfree.lightning_modules.deployment.check import Check, check
 from bnfree.lightning_modules.deployment.image_batches import find_images, read_batches
 from bnfree.lightning_modules.deployment.network_info import network_info
+from bnfree.lightning_modules.deployment.packed_files import names_packed_file, open_packed, packed_path
 from bnfree.lightning_modules.training.config.parser import build_data
 from bnfree.lightning_modules.training.network import (
     build_network,
@@ -26,11 +29,13 @@ from bnfree.lightning_modules.training.network import (
     read_description,
 )
 from bnfree.packing import NetworkInfo, PackedNetwork, pack
+from bnfree.packing.c_source.c_format import CFormat
 from bnfree.packing.engines import EngineName, choose_engine
 from bnfree.packing.file_layout import MaskForm
 from bnfree.packing.formats import ExportFormat, export_format
 from bnfree.packing.preprocessing import check_readable
 from bnfree.packing.real_weights import RealPrecision
+from bnfree.packing.unpacked_network import UnpackedNetwork
 
 NO_CHECKPOINT = "the checkpoint is not given; name it: bnfree export RUN/checkpoints/best.ckpt."
 Batches = Iterator[tuple[Tensor, Tensor | None]]
@@ -42,11 +47,12 @@ class ExportSettings:
     """What is exported, and how."""
 
     source: str | Path | Namespace
-    """Checkpoint, ticket file, or run directory, of which it is the last checkpoint; or what a parser has read."""
+    """Checkpoint, ticket file, or run directory, of which it is the last checkpoint; a packed file or the name of a
+    pretrained network; or what a parser has read."""
     output: str | Path | None = None
-    """File to write; None: beside the checkpoint, under its name."""
+    """File to write, of the format `c` a folder; None: beside the checkpoint, under its name."""
     format: str | type[ExportFormat] | ExportFormat = "packed"
-    """`packed`, `openvino`, `torch_export`, `onnx` or `qonnx`, the dotted path of a class, or the class itself."""
+    """`packed`, `c`, `openvino`, `torch_export`, `onnx` or `qonnx`, the dotted path of a class, or the class itself."""
     overwrite: bool = False
     """Replace a file that is there."""
     classifier_precision: RealPrecision | None = None
@@ -63,6 +69,10 @@ class ExportSettings:
     """How many images to check on, at most."""
     engine: EngineName = "auto"
     """What the check runs a packed file with."""
+    c_name: str | None = None
+    """What the function of the format `c` is called, before `_predict`; None: as the folder."""
+    ram_limit: int | None = None
+    """Bytes of static memory that a network in the format `c` may take; None: any number."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Plain values by dotted name that beat what the checkpoint remembers, such as `{"data.data_dir": "data"}`."""
 
@@ -110,13 +120,15 @@ def export(settings: ExportSettings) -> ExportResult:
         >>> found.size, found.check.passed  # doctest: +SKIP
         (95208, True)
     """
+    kind = _format(settings)
+    if isinstance(settings.source, (str, Path)) and names_packed_file(str(settings.source)):
+        return _export_packed(settings, kind)
     config = settings.source
     if not isinstance(config, Namespace):
         config = read_description(config, settings.options)
     if config.ckpt_path is None:
         raise InputError(NO_CHECKPOINT)
-    kind = export_format(settings.format)
-    place = _place(settings, kind, config.ckpt_path)
+    place = _place(settings, kind, Path(config.ckpt_path))
     kind.check_installed(str(settings.format), settings.check)
     precisions = _precisions(settings, kind)
     engine: EngineName = choose_engine(settings.engine) if settings.check else "torch"
@@ -129,8 +141,8 @@ def export(settings: ExportSettings) -> ExportResult:
     batches, checked_on = _batches(settings, data, why, info) if settings.check else (iter(()), "")
     packed = PackedNetwork(packed.layers, info, engine)
 
-    unfinished, result = place.with_name(f".{place.stem}.unfinished{place.suffix}"), None
-    try:
+    with _unfinished(kind, place) as (unfinished, finish):
+        result = None
         _write(kind, packed, unfinished, settings.masks, place)
         if settings.check:
             exact = pack(network, "float32", "float32", info, engine)
@@ -139,23 +151,82 @@ def export(settings: ExportSettings) -> ExportResult:
             if info.accuracy is None and settings.images is None and checked_on.startswith("all test images"):
                 packed = PackedNetwork(packed.layers, replace(info, accuracy=result.accuracy), engine)
                 _write(kind, packed, unfinished, settings.masks, place)
-        paths = () if result is not None and not result.passed else tuple(kind.files(place))
-        for old, new in zip(kind.files(unfinished), paths, strict=False):
-            old.replace(new)
-    finally:
-        for file in kind.files(unfinished):
-            file.unlink(missing_ok=True)
+        paths = () if result is not None and not result.passed else finish()
+    real = sum(value.numel() for value in network.parameters()) * 4
+    return _result(kind, packed, paths, real, result, checked_on, why)
+
+
+def _export_packed(settings: ExportSettings, kind: ExportFormat) -> ExportResult:
+    """A packed file, or a pretrained network, in another format."""
+    if settings.check:
+        raise InputError("check=True compares with the trained network; give its checkpoint in place of a packed file.")
+    for name in ("classifier_precision", "convolution_precision"):
+        if getattr(settings, name) is not None:
+            raise InputError(f"{name} goes with a checkpoint; real layers of a packed file are rounded already.")
+    source = packed_path(str(settings.source))
+    place = _place(settings, kind, source if source == Path(settings.source) else Path(source.name))
+    kind.check_installed(str(settings.format))
+    packed = open_packed(source, "torch")
+    with _unfinished(kind, place) as (unfinished, finish):
+        _write(kind, packed, unfinished, settings.masks, place)
+        paths = finish()
+    real = sum(tensor.numel() for tensor in UnpackedNetwork(packed.layers).buffers()) * 4
+    return _result(kind, packed, paths, real)
+
+
+def _result(
+    kind: ExportFormat,
+    packed: PackedNetwork,
+    paths: tuple[Path, ...],
+    float32_size: int,
+    result: Check | None = None,
+    checked_on: str = "",
+    missing_data: str = "",
+) -> ExportResult:
     return ExportResult(
         paths=paths,
         size=sum(path.stat().st_size for path in paths),
-        float32_size=sum(value.numel() for value in network.parameters()) * 4,
-        sha256=hashlib.sha256(place.read_bytes()).hexdigest() if paths else "",
+        float32_size=float32_size,
+        sha256=hashlib.sha256(paths[0].read_bytes()).hexdigest() if paths else "",
         packed=packed,
         format=kind,
         check=result,
         checked_on=checked_on,
-        missing_data=why,
+        missing_data=missing_data,
     )
+
+
+def _format(settings: ExportSettings) -> ExportFormat:
+    kind = export_format(settings.format)
+    for name in ("c_name", "ram_limit"):
+        if getattr(settings, name) is not None and not isinstance(kind, CFormat):
+            raise InputError(f"{name} goes with the format c.")
+    if type(kind) is CFormat and not isinstance(settings.format, CFormat):
+        return CFormat(settings.c_name, settings.ram_limit)
+    return kind
+
+
+@contextmanager
+def _unfinished(kind: ExportFormat, place: Path) -> Iterator[tuple[Path, Callable[[], tuple[Path, ...]]]]:
+    """Where to write first, and what gives the files their names then; nothing is left behind."""
+    unfinished = place.with_name(f".{place.stem}.unfinished{place.suffix}")
+    # A folder's files are called after it.
+    unfinished = unfinished / place.name if kind.folder else unfinished
+
+    def finish() -> tuple[Path, ...]:
+        if kind.folder:
+            place.mkdir(exist_ok=True)
+        for old, new in zip(kind.files(unfinished), kind.files(place), strict=True):
+            old.replace(new)
+        return tuple(kind.files(place))
+
+    try:
+        yield unfinished, finish
+    finally:
+        for file in kind.files(unfinished):
+            file.unlink(missing_ok=True)
+        if kind.folder:
+            shutil.rmtree(unfinished.parent, ignore_errors=True)
 
 
 def _write(kind: ExportFormat, packed: PackedNetwork, path: Path, masks: MaskForm, place: Path) -> None:
@@ -165,10 +236,14 @@ def _write(kind: ExportFormat, packed: PackedNetwork, path: Path, masks: MaskFor
         raise InputError(f"output={str(place)!r} cannot be written ({error.strerror}).") from error
 
 
-def _place(settings: ExportSettings, kind: ExportFormat, checkpoint: str) -> Path:
-    place = Path(settings.output or Path(checkpoint).with_suffix(kind.suffix)).expanduser()
-    if place.suffix != kind.suffix:
+def _place(settings: ExportSettings, kind: ExportFormat, source: Path) -> Path:
+    """Where the file or the folder goes, by default beside the source."""
+    default = source.with_name(f"{source.stem}_{settings.format}") if kind.folder else source.with_suffix(kind.suffix)
+    place = Path(settings.output or default).expanduser()
+    if not kind.folder and place.suffix != kind.suffix:
         raise InputError(f"output={str(settings.output)!r} must end in {kind.suffix} in the format {settings.format}.")
+    if kind.folder and place.exists() and not place.is_dir():
+        raise InputError(f"output={str(place)!r} is a file; the format {settings.format} needs a folder.")
     if not place.parent.is_dir():
         raise InputError(f"output={str(place)!r} lies in a folder that does not exist; create {str(place.parent)!r}.")
     taken = next((file for file in kind.files(place) if file.exists()), None)

@@ -1,0 +1,1 @@
+"""Packed networks as C: one file and one header, without dependencies and without allocation."""

@@ -1,0 +1,180 @@
+/* Arithmetic in float32. What is rounded, and in which order, is the same as in bnfree's compiled engine, so that no
+   activation on its threshold turns over. Compilers must not join products and sums: -ffp-contract=off. */
+
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#endif
+
+/* x * y + z, rounded once. Where no instruction does it, the product is exact in double. */
+INLINE float multiply_add(float x, float y, float z)
+{
+#if defined(__GNUC__) && defined(__FP_FAST_FMAF)
+    return __builtin_fmaf(x, y, z);
+#else
+    return (float)((double)x * (double)y + (double)z);
+#endif
+}
+
+INLINE value plus(value x, value y) { return x + y; }
+
+/* The mean of `count` values, 1, 2 or 4, times the unit's factor. */
+INLINE value mean(const struct unit *u, value sum, int count)
+{
+    return sum * (1.0f / (float)count) * u->factor;
+}
+
+/* A unit's sums of signs, the shortcut added and the RPReLU applied, for 16 outputs; the bits for the next unit. */
+INLINE uint32_t finish(const struct unit *u, int block, const base_number *base, const int32_t *differing,
+                       const value *residual, value *output)
+{
+    const float *scale = u->constants + block * 5 * BLOCK;
+    const float *shift_in = scale + BLOCK, *slope = scale + 2 * BLOCK;
+    const float *shift_out = scale + 3 * BLOCK, *threshold = scale + 4 * BLOCK;
+#if defined(__AVX512VPOPCNTDQ__)
+    __m512i sums = _mm512_loadu_si512(differing);
+    sums = _mm512_sub_epi32(load_base(base), _mm512_add_epi32(sums, sums));
+    __m512 x = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), _mm512_loadu_ps(scale));
+    x = _mm512_add_ps(_mm512_add_ps(x, _mm512_loadu_ps(residual)), _mm512_loadu_ps(shift_in));
+    const __mmask16 negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LE_OQ);
+    x = _mm512_mask_mul_ps(x, negative, x, _mm512_loadu_ps(slope));
+    x = _mm512_add_ps(x, _mm512_loadu_ps(shift_out));
+    _mm512_storeu_ps(output, x);
+    return _mm512_cmp_ps_mask(x, _mm512_loadu_ps(threshold), _CMP_GE_OQ);
+#else
+    uint32_t bits = 0;
+    for (int o = 0; o < BLOCK; o++) {
+        float x = (float)(base[o] - 2 * differing[o]) * scale[o];
+        x = x + residual[o];
+        x = x + shift_in[o];
+        output[o] = (x > 0.0f ? x : x * slope[o]) + shift_out[o];
+    }
+    for (int o = 0; o < BLOCK; o++)
+        bits |= (uint32_t)(output[o] >= threshold[o]) << o;
+    return bits;
+#endif
+}
+
+/* 16 outputs of a 1x1 convolution on the shortcut, for `pixels` neighbours. */
+INLINE void project(const int pixels, const struct unit *u, int block, const value *in, value *out)
+{
+    const int in_pixel = u->in_blocks * BLOCK, out_pixel = u->blocks * BLOCK;
+    float sum[PIXELS][BLOCK];
+    for (int p = 0; p < pixels; p++)
+        for (int o = 0; o < BLOCK; o++)
+            sum[p][o] = 0.0f;
+    if (u->projection != NULL) {
+        const float *weights = u->projection + (size_t)block * (size_t)u->channels * BLOCK;
+        for (int i = 0; i < u->channels; i++, weights += BLOCK)
+            for (int p = 0; p < pixels; p++)
+                for (int o = 0; o < BLOCK; o++)
+                    sum[p][o] = multiply_add(in[p * in_pixel + i], weights[o], sum[p][o]);
+    } else {
+        const uint16_t *signs = u->signs + (size_t)block * (size_t)u->channels;
+        const uint16_t *survivors = u->survivors + (size_t)block * (size_t)u->channels;
+        for (int i = 0; i < u->channels; i++) {
+            const uint32_t plus_bits = signs[i], minus_bits = (uint32_t)survivors[i] & ~plus_bits;
+            for (int p = 0; p < pixels; p++) {
+                const float x = in[p * in_pixel + i];
+#if defined(__AVX512VPOPCNTDQ__)
+                const __m512 all = _mm512_set1_ps(x);
+                __m512 total = _mm512_loadu_ps(sum[p]);
+                total = _mm512_mask_add_ps(total, (__mmask16)plus_bits, total, all);
+                _mm512_storeu_ps(sum[p], _mm512_mask_sub_ps(total, (__mmask16)minus_bits, total, all));
+#else
+                for (int o = 0; o < BLOCK; o++) {
+                    if (plus_bits >> o & 1u)
+                        sum[p][o] = sum[p][o] + x;
+                    else if (minus_bits >> o & 1u)
+                        sum[p][o] = sum[p][o] - x;
+                }
+#endif
+            }
+        }
+        for (int p = 0; p < pixels; p++)
+            for (int o = 0; o < BLOCK; o++)
+                sum[p][o] = sum[p][o] * u->projection_scale[block * BLOCK + o];
+    }
+    for (int p = 0; p < pixels; p++)
+        for (int o = 0; o < BLOCK; o++)
+            out[p * out_pixel + o] = sum[p][o];
+}
+
+/* One pixel of the first layer, all outputs. */
+static void stem_pixel(const uint8_t *pixels, int row, int column, value *out)
+{
+    const int top = row * STEM_STRIDE - STEM_SIZE / 2, left = column * STEM_STRIDE - STEM_SIZE / 2;
+    const int first_row = top < 0 ? -top : 0, first_column = left < 0 ? -left : 0;
+    const int last_row = HEIGHT - top < STEM_SIZE ? HEIGHT - top : STEM_SIZE;
+    const int last_column = WIDTH - left < STEM_SIZE ? WIDTH - left : STEM_SIZE;
+    const int taps = (last_column - first_column) * CHANNELS;
+    for (int block = 0; block < STEM_BLOCKS; block++, out += BLOCK) {
+#if STEM_OF_INTEGERS
+        int32_t upper[BLOCK] = {0}, lower[BLOCK] = {0};
+#else
+        float sum[BLOCK] = {0};
+#endif
+        for (int i = first_row; i < last_row; i++) {
+            const uint8_t *in = pixels + ((size_t)(top + i) * WIDTH + (size_t)(left + first_column)) * CHANNELS;
+            const size_t tap = (size_t)((block * STEM_SIZE + i) * STEM_SIZE + first_column) * CHANNELS * BLOCK;
+#if STEM_OF_INTEGERS
+            const int16_t *high = stem_upper + tap;
+            const int8_t *low = stem_lower + tap;
+            for (int t = 0; t < taps; t++, high += BLOCK, low += BLOCK) {
+                const int32_t x = in[t];
+                for (int o = 0; o < BLOCK; o++)
+                    upper[o] += x * high[o];
+                for (int o = 0; o < BLOCK; o++)
+                    lower[o] += x * low[o];
+            }
+#else
+            const float *weights = stem_weights + tap;
+            for (int t = 0; t < taps; t++, weights += BLOCK) {
+                const float x = ((float)in[t] - stem_zero[t % CHANNELS]) * stem_factor[t % CHANNELS];
+                for (int o = 0; o < BLOCK; o++)
+                    sum[o] = multiply_add(x, weights[o], sum[o]);
+            }
+#endif
+        }
+#if STEM_OF_INTEGERS
+        const size_t place = ((size_t)stem_row_cases[row] * STEM_COLUMN_CASES + stem_column_cases[column])
+                             * (STEM_BLOCKS * BLOCK) + (size_t)block * BLOCK;
+        for (int o = 0; o < BLOCK; o++) {
+            const float both = multiply_add((float)(upper[o] - stem_base[place + o]), 256.0f, (float)lower[o]);
+            out[o] = multiply_add(both, stem_scale[block * BLOCK + o], stem_rest[place + o]);
+        }
+#else
+        for (int o = 0; o < BLOCK; o++)
+            out[o] = sum[o] + stem_bias[block * BLOCK + o];
+#endif
+    }
+}
+
+/* The bits of 16 channels of the first unit's input. */
+INLINE uint32_t compare(const value *x, const float *threshold)
+{
+    uint32_t bits = 0;
+    for (int o = 0; o < BLOCK; o++)
+        bits |= (uint32_t)(x[o] >= threshold[o]) << o;
+    return bits;
+}
+
+/* Global average pooling, and the linear layer. */
+static int classify(const value *x, int pixels, int pixel, float *features, float *logits)
+{
+    int best = 0;
+    for (int i = 0; i < FEATURES; i++) {
+        float sum = 0.0f;
+        for (int p = 0; p < pixels; p++)
+            sum = sum + x[p * pixel + i];
+        features[i] = sum / (float)pixels;
+    }
+    for (int k = 0; k < CLASSES; k++) {
+        float sum = 0.0f;
+        for (int i = 0; i < FEATURES; i++)
+            sum = multiply_add(features[i], classifier_weights[k * FEATURES + i], sum);
+        logits[k] = sum + classifier_bias[k];
+        if (logits[k] > logits[best])
+            best = k;
+    }
+    return best;
+}

@@ -1,0 +1,174 @@
+/* The network row by row. A unit's output takes the place of its input: from the last row up where it is larger. */
+
+/* 16 bits of a pixel; words of zeros stand at the sides of a row. */
+INLINE void put(uint32_t *pixel, int block, uint32_t bits)
+{
+    if (block % 2 == 0)
+        pixel[block / 2] = bits;
+    else
+        pixel[block / 2] |= bits << 16;
+}
+
+static void clear_sides(uint32_t *row, int width, int padding, int words)
+{
+    for (int i = 0; i < padding * words; i++)
+        row[i] = row[(width + padding) * words + i] = 0;
+}
+
+/* One row of what is added to a unit's scaled sums: averaged, scaled, repeated or convolved. */
+static void shortcut_row(const struct unit *u, int row, value *residual)
+{
+    const int size = u->stride, in_pixel = u->in_blocks * BLOCK, out_pixel = u->blocks * BLOCK;
+    const int projected = u->projection_scale != NULL, pitch = projected ? in_pixel : out_pixel;
+    const int last_i = (row + 1) * size < u->height ? (row + 1) * size : u->height;
+    value *pooled = projected ? residual + u->columns * out_pixel : residual;
+    for (int column = 0; column < u->columns; column++) {
+        const int last_j = (column + 1) * size < u->width ? (column + 1) * size : u->width;
+        const int count = (last_i - row * size) * (last_j - column * size);
+        value *place = pooled + column * pitch;
+        for (int i = 0; i < pitch; i++)
+            place[i] = 0;
+        for (int i = row * size; i < last_i; i++)
+            for (int j = column * size; j < last_j; j++) {
+                const value *x = values + ((size_t)i * (size_t)u->width + (size_t)j) * (size_t)in_pixel;
+                for (int channel = 0; channel < u->channels; channel++)
+                    place[channel] = plus(place[channel], x[channel]);
+            }
+        for (int channel = 0; channel < u->channels; channel++)
+            place[channel] = mean(u, place[channel], count);
+        if (!projected)
+            for (int channel = u->channels; channel < u->outputs; channel++)
+                place[channel] = place[channel - u->channels];
+    }
+    if (projected)
+        for (int block = 0; block < u->blocks; block++) {
+            int column = 0;
+            for (; column + PIXELS <= u->columns; column += PIXELS)
+                project(PIXELS, u, block, pooled + column * in_pixel, residual + column * out_pixel + block * BLOCK);
+            for (; column < u->columns; column++)
+                project(1, u, block, pooled + column * in_pixel, residual + column * out_pixel + block * BLOCK);
+        }
+}
+
+/* 16 outputs of a unit in `pixels` neighbouring columns. */
+INLINE void unit_tile(const int pixels, const struct unit *u, int block, int row, int column, const uint32_t *weights,
+                      const uint32_t *masks, const uint32_t *in, size_t in_row, int tap_rows, const value *residual,
+                      value *output, uint32_t *next)
+{
+    const int steps = u->kernel_size * u->words, pixel = u->blocks * BLOCK;
+    const size_t in_pixel = (size_t)(u->stride * u->words);
+    const base_number *base = u->base + (size_t)u->row_cases[row] * (size_t)u->cases * (size_t)pixel + block * BLOCK;
+    int32_t differing[PIXELS * BLOCK];
+    if (masks == NULL)
+        count(pixels, 0, in + (size_t)column * in_pixel, in_row, in_pixel, weights, masks, tap_rows, steps, differing);
+    else
+        count(pixels, 1, in + (size_t)column * in_pixel, in_row, in_pixel, weights, masks, tap_rows, steps, differing);
+    for (int p = 0; p < pixels; p++) {
+        const int place = (column + p) * pixel + block * BLOCK;
+        const uint32_t bits = finish(u, block, base + u->column_cases[column + p] * pixel, differing + p * BLOCK,
+                                     residual + place, output + place);
+        if (u->next_words > 0)
+            put(next + (column + p) * u->next_words, block, bits);
+    }
+}
+
+static void unit_row(const struct unit *u, int row)
+{
+    const int padding = u->kernel_size / 2, top = row * u->stride - padding;
+    const int first = top < 0 ? -top : 0;
+    const int last = u->height - top < u->kernel_size ? u->height - top : u->kernel_size;
+    const size_t in_row = (size_t)((u->width + 2 * padding) * u->words);
+    const size_t tap_row = (size_t)(u->kernel_size * u->words) * BLOCK;
+    const uint32_t *in = words + u->bits + (size_t)(top + first) * in_row;
+    uint32_t *next = words + u->next_bits;
+    value *output = values + (size_t)row * (size_t)(u->columns * u->blocks * BLOCK);
+    const value *residual = output;
+    if (u->next_words > 0) {
+        next += (size_t)row * (size_t)((u->columns + 2 * u->next_padding) * u->next_words);
+        clear_sides(next, u->columns, u->next_padding, u->next_words);
+        next += u->next_padding * u->next_words;
+    }
+    if (u->computed) {
+        shortcut_row(u, row, values + u->scratch);
+        residual = values + u->scratch;
+    }
+    for (int block = 0; block < u->blocks; block++) {
+        const size_t skipped = (size_t)(block * u->kernel_size + first) * tap_row;
+        const uint32_t *weights = u->weights + skipped, *masks = u->masks == NULL ? NULL : u->masks + skipped;
+        int column = 0;
+#define TILES(n) \
+        for (; PIXELS >= (n) && column + (n) <= u->columns; column += (n)) \
+            unit_tile(PIXELS >= (n) ? (n) : 1, u, block, row, column, weights, masks, in, in_row, last - first, \
+                      residual, output, next)
+        TILES(8);
+        TILES(4);
+        TILES(2);
+        TILES(1);
+    }
+}
+
+static void run_unit(const struct unit *u)
+{
+    for (int i = 0; i < u->rows; i++)
+        unit_row(u, u->backward ? u->rows - 1 - i : i);
+}
+
+static void stem_row(const uint8_t *pixels, int row, value *out)
+{
+    for (int column = 0; column < STEM_COLUMNS; column++)
+        stem_pixel(pixels, row, column, out + column * STEM_BLOCKS * BLOCK);
+}
+
+/* Max pooling (3x3, stride 2, padding 1) of three rows of the first layer. */
+INLINE void pool_row(const value *rows[3], int count, value *out)
+{
+    const int pixel = STEM_BLOCKS * BLOCK;
+    for (int column = 0; column < TRUNK_WIDTH; column++) {
+        const int left = 2 * column > 0 ? 2 * column - 1 : 0;
+        const int right = 2 * column + 1 < STEM_COLUMNS ? 2 * column + 1 : STEM_COLUMNS - 1;
+        for (int channel = 0; channel < pixel; channel++) {
+            value highest = rows[0][left * pixel + channel];
+            for (int i = 0; i < count; i++)
+                for (int j = left; j <= right; j++)
+                    if (rows[i][j * pixel + channel] > highest)
+                        highest = rows[i][j * pixel + channel];
+            out[column * pixel + channel] = highest;
+        }
+    }
+}
+
+static void run_stem(const uint8_t *pixels)
+{
+    const int pixel = STEM_BLOCKS * BLOCK, padding = FIRST_PADDING, bits_row = (TRUNK_WIDTH + 2 * padding) * FIRST_WORDS;
+    int done = 0;
+    (void)done;
+    for (int row = 0; row < TRUNK_HEIGHT; row++) {
+        value *out = values + row * TRUNK_WIDTH * pixel;
+        uint32_t *bits = words + FIRST_BITS + row * bits_row;
+#if STEM_POOL
+        const value *rows[3];
+        const int first = row > 0 ? 2 * row - 1 : 0, last = 2 * row + 1 < STEM_ROWS ? 2 * row + 1 : STEM_ROWS - 1;
+        for (; done <= last; done++)
+            stem_row(pixels, done, values + STEM_SCRATCH + done % 3 * STEM_COLUMNS * pixel);
+        for (int i = first; i <= last; i++)
+            rows[i - first] = values + STEM_SCRATCH + i % 3 * STEM_COLUMNS * pixel;
+        pool_row(rows, last - first + 1, out);
+#else
+        stem_row(pixels, row, out);
+#endif
+        clear_sides(bits, TRUNK_WIDTH, padding, FIRST_WORDS);
+        bits += padding * FIRST_WORDS;
+        for (int column = 0; column < TRUNK_WIDTH; column++)
+            for (int block = 0; block < STEM_BLOCKS; block++)
+                put(bits + column * FIRST_WORDS, block,
+                    compare(out + column * pixel + block * BLOCK, first_thresholds + block * BLOCK));
+    }
+}
+
+int @NAME@_predict(const uint8_t *pixels, float *logits)
+{
+    run_stem(pixels);
+    for (int i = 0; i < UNITS; i++)
+        run_unit(units + i);
+    return classify(values, LAST_PIXELS, LAST_BLOCKS * BLOCK, values + LAST_SCRATCH, logits);
+}

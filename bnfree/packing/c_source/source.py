@@ -1,0 +1,252 @@
+"""A packed network as C: constant arrays, what computes with them, and what surrounds them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnfree.errors import InputError
+from bnfree.packing.bits import TernaryWeight
+from bnfree.packing.c_source.arena import BLOCK, WORD, Arena, UnitPlace, filled, plan
+from bnfree.packing.c_source.tables import Tables, string
+from bnfree.packing.info import NetworkInfo
+from bnfree.packing.layers import PackedLayers, PackedUnit
+from bnfree.packing.numba_layout import UnitLayout, tap_cases
+from bnfree.packing.numba_layout import filled as filled_array
+from bnfree.packing.numba_pixel_layout import PixelLayout, fits
+from bnfree.packing.pixels import Normalization
+
+HERE = Path(__file__).parent
+SIGNS, CONSTANTS, SHORTCUTS, STEM, CLASSIFIER, SURROUNDINGS = (
+    "binary weights", "scales, shifts, slopes, thresholds", "shortcuts' 1x1 convolutions", "first layer", "classifier",
+    "borders",
+)  # fmt: skip
+
+
+class CSource:
+    """The C of a network.
+
+    Args:
+        layers: the network.
+        info: what is known about it; its mean, std and image_shape are needed.
+        name: what the function's name begins with, a word of C.
+
+    Raises:
+        InputError: an `info` that does not say these, or a network that has no units.
+    """
+
+    def __init__(self, layers: PackedLayers, info: NetworkInfo, name: str) -> None:
+        self.layers, self.info, self.name = layers, info, name
+        if info.normalization is None or info.image_shape is None:
+            raise InputError(
+                "format='c' needs the images' mean, std and shape, which the data do not say; add the data's options."
+            )
+        if not layers.units:
+            raise InputError("format='c' needs a network with residual units, and this one has none.")
+        self.normalization: Normalization = info.normalization
+        self.shape: tuple[int, int, int] = info.image_shape
+        self.arena: Arena = plan(layers, *self.shape[1:])
+        self._tables = Tables()
+        self._macros: dict[str, int] = {}
+        self._add_stem()
+        units = [self._unit(index, unit, place) for index, (unit, place) in enumerate(zip(layers.units, self.arena.units))]
+        self._units = "static const struct unit units[UNITS] = {\n" + "\n".join(units) + "\n};"
+        self._add_classifier()
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Bytes of constants, by what they are."""
+        return self._tables.sizes
+
+    def files(self) -> dict[str, str]:
+        """Names and texts of the files."""
+        names = self.info.class_names or tuple(str(k) for k in range(self.layers.num_classes))
+        channels, height, width = self.shape
+        capitals = self.name.upper()
+        words = {
+            "NAME": self.name, "CAPITALS": capitals, "HEIGHT": height, "WIDTH": width, "CHANNELS": channels,
+            "PIXELS": channels * height * width, "CLASSES": self.layers.num_classes, "RAM": self.arena.size,
+            "CONSTANTS": sum(self.sizes.values()), "TITLE": self._title(), "ORIGIN": self._origin(),
+            "MEAN": ", ".join(map(repr, self.normalization.mean)), "STD": ", ".join(map(repr, self.normalization.std)),
+            "SHAPE": f"{height} rows of {width} pixels of {channels} numbers",
+            "CLASS_NAMES": "\n".join(f"    {string(label)}," for label in names),
+        }  # fmt: skip
+        source = "\n".join([self._preamble(), self._tables.text, self._units, "", *map(_read, ("float.c", "network.c"))])
+        texts = {
+            f"{self.name}.c": source, f"{self.name}.h": _read("header.h"), "main.c": _read("main.c"),
+            "Makefile": _read("Makefile"),
+        }  # fmt: skip
+        return {file: _replaced(text, words) for file, text in texts.items()}
+
+    def readme(self) -> str:
+        """What is in the folder, and what it takes of a device."""
+        total = sum(self.sizes.values())
+        rows = [(f"{kind}", f"{size}") for kind, size in self.sizes.most_common()]
+        flash = "\n".join(f"| {kind} | {size} |" for kind, size in [*rows, ("**constants together**", f"**{total}**")])
+        return _replaced(_read("README.md"), {
+            "NAME": self.name, "CAPITALS": self.name.upper(), "TITLE": self._title(), "ORIGIN": self._origin(),
+            "FLASH": flash, "VALUES": 4 * self.arena.values, "WORDS": 4 * self.arena.words, "RAM": self.arena.size,
+        })  # fmt: skip
+
+    def _title(self) -> str:
+        channels, height, width = self.shape
+        return (
+            f"{self.layers.architecture} for images of {height}x{width}x{channels}, {self.layers.num_classes} classes, "
+            "written by bnfree."
+        )
+
+    def _origin(self) -> str:
+        source = self.info.source_run
+        plain = "".join(c for c in source or "" if c.isalnum() or c in "-_./ ")
+        accuracy = "" if self.info.accuracy is None else f" Accuracy of the network: {self.info.accuracy:.2%}."
+        return f"From {plain.replace('*/', '')}.{accuracy}" if source else f"A binary network.{accuracy}"
+
+    def _preamble(self) -> str:
+        lines = [
+            f"/* {self._title()}", f"   {self._origin()} See @NAME@.h. */", "", "#include <stddef.h>",
+            "#include <stdint.h>", "", '#include "@NAME@.h"', "",
+            *(f"#define {key} {value}" for key, value in self._all_macros().items()),
+            "", "typedef float value;", f"typedef {self._base_type()} base_number;",
+            "static value values[VALUES];", "static uint32_t words[WORDS];",
+            "typedef char ram_is_as_stated[sizeof values + sizeof words == @CAPITALS@_RAM ? 1 : -1];", "",
+            _read("counts.c"), _read("unit.h"),
+        ]  # fmt: skip
+        return "\n".join(lines)
+
+    def _all_macros(self) -> dict[str, int]:
+        arena, stem, last = self.arena, self.layers.stem, self.arena.units[-1]
+        first = self.layers.units[0].weight.shape
+        out_channels = self.layers.units[-1].weight.shape[0]
+        channels, height, width = self.shape
+        return {
+            "HEIGHT": height, "WIDTH": width, "CHANNELS": channels, "CLASSES": self.layers.num_classes,
+            "VALUES": arena.values, "WORDS": arena.words, "UNITS": len(self.layers.units),
+            "STEM_SIZE": stem.weight.values.shape[-1], "STEM_STRIDE": stem.stride, "STEM_POOL": int(stem.pool),
+            "STEM_ROWS": arena.stem_rows, "STEM_COLUMNS": arena.stem_columns,
+            "STEM_BLOCKS": filled(len(stem.bias)) // BLOCK, "STEM_SCRATCH": arena.stem_scratch,
+            "TRUNK_HEIGHT": arena.height, "TRUNK_WIDTH": arena.width, "FIRST_PADDING": first[2] // 2,
+            "FIRST_WORDS": filled(first[1], WORD) // WORD, "FIRST_BITS": arena.units[0].bits,
+            "LAST_PIXELS": last.rows * last.columns, "LAST_BLOCKS": filled(out_channels) // BLOCK,
+            "LAST_SCRATCH": arena.last_scratch, "FEATURES": out_channels, **self._macros,
+        }  # fmt: skip
+
+    def _base_type(self) -> str:
+        largest = max(int(np.prod(unit.weight.shape[1:])) for unit in self.layers.units)
+        return "int16_t" if largest < 1 << 15 else "int32_t"
+
+    def _add_stem(self) -> None:
+        stem, tables = self.layers.stem, self._tables
+        blocks = filled(len(stem.bias)) // BLOCK
+        self._macros["STEM_OF_INTEGERS"] = int(fits(stem, self.normalization))
+        tables.add("first_thresholds", CONSTANTS, _thresholds(self.layers.units[0], blocks))
+        if not fits(stem, self.normalization):
+            weight = stem.weight.expand().permute(2, 3, 1, 0).numpy()
+            tables.add("stem_weights", STEM, _blocked(weight, blocks))
+            tables.add("stem_bias", STEM, filled_array(stem.bias.numpy(), 0, blocks * BLOCK))
+            tables.add("stem_zero", STEM, self.normalization.zero().float().numpy())
+            tables.add("stem_factor", STEM, self.normalization.factor().float().numpy())
+            return
+        layout = PixelLayout(stem, self.normalization)
+        size, channels = layout.kernel_size, layout.channels
+        # (O, columns, rows, C), as the layout has them, to (rows, columns, C, O).
+        taps = layout.taps.reshape(-1, size, size, channels).transpose(2, 1, 3, 0)
+        low = (taps + 128) % 256 - 128
+        tables.add("stem_upper", STEM, _blocked((taps - low) // 256, blocks).astype(np.int16))
+        tables.add("stem_lower", STEM, _blocked(low, blocks).astype(np.int8))
+        (row_cases, rows), (column_cases, columns) = (tap_cases(s, size, stem.stride) for s in self.shape[1:])
+        base, rest = layout.base(row_cases, column_cases)
+        tables.add("stem_base", STEM, base[..., : blocks * BLOCK])
+        tables.add("stem_rest", STEM, rest[..., : blocks * BLOCK])
+        tables.add("stem_scale", STEM, layout.scales[: blocks * BLOCK])
+        self._macros["STEM_COLUMN_CASES"] = len(column_cases)
+        tables.add("stem_row_cases", STEM, rows.astype(np.uint8))
+        tables.add("stem_column_cases", STEM, columns.astype(np.uint8))
+
+    def _unit(self, index: int, unit: PackedUnit, place: UnitPlace) -> str:
+        """The unit's entry in the array of units."""
+        last = index + 1 == len(self.layers.units)
+        following = None if last else self.layers.units[index + 1]
+        layout, tables, name = UnitLayout(unit, following), self._tables, f"unit{index}"
+        out_channels, in_channels, kernel_size, _ = unit.weight.shape
+        blocks, words = filled(out_channels) // BLOCK, filled(in_channels, WORD) // WORD
+        (row_cases, rows), (column_cases, columns) = (layout.cases(s) for s in (place.height, place.width))
+        base = layout.base(row_cases, column_cases)[..., : blocks * BLOCK]
+        base = base.astype(np.int16 if self._base_type() == "int16_t" else np.int32)
+        constants = layout.constants.transpose(1, 0, 2).reshape(5, -1)[:, : blocks * BLOCK]
+        constants = np.where(np.isinf(constants), np.finfo(np.float32).max, constants)
+        masks = "NULL"
+        if layout.masks is not None:
+            masks = tables.add(f"{name}_masks", SIGNS, _of_blocks(layout.masks, blocks))
+        fields = {
+            "weights": tables.add(f"{name}_weights", SIGNS, _of_blocks(layout.weights, blocks)), "masks": masks,
+            "base": tables.share(f"{name}_base", SURROUNDINGS, base),
+            "row_cases": tables.share(f"{name}_rows", SURROUNDINGS, rows.astype(np.uint8)),
+            "column_cases": tables.share(f"{name}_columns", SURROUNDINGS, columns.astype(np.uint8)),
+            "constants": tables.add(
+                f"{name}_constants", CONSTANTS, constants.reshape(5, blocks, BLOCK).transpose(1, 0, 2)
+            ),
+            **self._projection(name, unit, blocks),
+            "factor": f"{float(unit.shortcut_scale):.9e}f", "height": place.height, "width": place.width,
+            "rows": place.rows, "columns": place.columns, "channels": in_channels, "outputs": out_channels,
+            "in_blocks": filled(in_channels) // BLOCK, "blocks": blocks, "words": words, "kernel_size": kernel_size,
+            "stride": unit.stride, "cases": len(column_cases), "computed": int(place.computed),
+            "backward": int(place.backward),
+            "next_padding": 0 if following is None else following.weight.shape[2] // 2,
+            "next_words": 0 if following is None else filled(out_channels, WORD) // WORD,
+            "scratch": place.scratch, "bits": place.bits, "next_bits": place.next_bits,
+        }  # fmt: skip
+        return "    {" + ", ".join(f".{key} = {value}" for key, value in fields.items()) + "},"
+
+    def _projection(self, name: str, unit: PackedUnit, blocks: int) -> dict[str, str]:
+        projection, tables = unit.projection, self._tables
+        fields = dict.fromkeys(("projection", "signs", "survivors", "projection_scale"), "NULL")
+        if projection is None:
+            return fields
+        if isinstance(projection, TernaryWeight):
+            values = _blocked(projection.values().numpy()[:, :, 0, 0].T, blocks).astype(np.int64)
+            places = 1 << np.arange(BLOCK)
+            for key, bits in (("signs", values > 0), ("survivors", values != 0)):
+                fields[key] = tables.share(f"{name}_{key}", SHORTCUTS, (bits * places).sum(-1).astype(np.uint16))
+            scale = projection.scale.numpy()
+        else:
+            weight = projection.expand().numpy()[:, :, 0, 0].T
+            fields["projection"] = tables.add(f"{name}_projection", SHORTCUTS, _blocked(weight, blocks))
+            scale = np.ones(unit.weight.shape[0], np.float32)
+        scale = filled_array(scale, 0, blocks * BLOCK)
+        fields["projection_scale"] = tables.add(f"{name}_projection_scale", SHORTCUTS, scale)
+        return fields
+
+    def _add_classifier(self) -> None:
+        classifier = self.layers.classifier
+        self._tables.add("classifier_weights", CLASSIFIER, classifier.weight.expand().numpy())
+        self._tables.add("classifier_bias", CLASSIFIER, classifier.bias.numpy())
+
+
+def _thresholds(unit: PackedUnit, blocks: int) -> NDArray[np.float32]:
+    values = np.full(blocks * BLOCK, np.finfo(np.float32).max, np.float32)
+    values[: len(unit.thresholds)] = unit.thresholds.numpy()
+    return values
+
+
+def _blocked(values: NDArray[np.generic], blocks: int) -> NDArray[np.generic]:
+    """(..., O) as (blocks, ..., 16)."""
+    full = filled_array(values, values.ndim - 1, blocks * BLOCK)
+    return np.moveaxis(full.reshape(*values.shape[:-1], blocks, BLOCK), -2, 0)
+
+
+def _of_blocks(words: NDArray[np.uint32], blocks: int) -> NDArray[np.uint32]:
+    """(blocks of 32 outputs, taps, words, 32) as (blocks, taps, words, 16)."""
+    halves = words.reshape(*words.shape[:3], 2, BLOCK).transpose(0, 3, 1, 2, 4)
+    return halves.reshape(-1, *words.shape[1:3], BLOCK)[:blocks]
+
+
+def _read(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def _replaced(text: str, words: Mapping[str, object]) -> str:
+    return re.sub(r"@([A-Z_]+)@", lambda found: str(words[found[1]]), text)

@@ -1,0 +1,27 @@
+/* A residual unit: sizes, weights, and where its activations lie. */
+struct unit {
+    const uint32_t *weights;       /* signs, [block][tap row][tap][word][16] */
+    const uint32_t *masks;         /* which weights survive, likewise; NULL: all */
+    const base_number *base;       /* sums where nothing differs, [row case][column case][block][16] */
+    const uint8_t *row_cases;      /* which taps meet the image, for each row of the output */
+    const uint8_t *column_cases;
+    const float *constants;        /* [block][5][16]: scale, shift, slope, shift, threshold of the next unit */
+    const float *projection;       /* 1x1 convolution of the shortcut, [block][channel][16], or NULL */
+    const uint16_t *signs;         /* binary one, 16 outputs a number, [block][channel], or NULL */
+    const uint16_t *survivors;
+    const float *projection_scale; /* of either, or NULL */
+    float factor;                  /* of the shortcut */
+    int height, width, rows, columns;
+    int channels, outputs, in_blocks, blocks, words;
+    int kernel_size, stride, cases, computed, backward, next_padding, next_words;
+    int scratch, bits, next_bits;  /* places in values and words */
+};
+
+#if defined(__AVX512VPOPCNTDQ__)
+INLINE vector load_base(const base_number *base)
+{
+    if (sizeof *base == 2)
+        return _mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)base));
+    return _mm512_loadu_si512(base);
+}
+#endif
