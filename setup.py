@@ -15,5 +15,9 @@ for part in PARTS:
 setup(
     packages=[*packages, *(f"bnfree.{folder}" for folder in DATA)],
     package_dir={"bnfree": "bnfree", **{f"bnfree.{folder}": folder for folder in (*PARTS, *DATA)}},
-    package_data={"bnfree": ["py.typed"], "bnfree.packing.c_source": C_SOURCE, **{f"bnfree.{folder}": patterns for folder, patterns in DATA.items()}},
+    package_data={
+        "bnfree": ["py.typed"],
+        "bnfree.packing.c_source": C_SOURCE,
+        **{f"bnfree.{folder}": patterns for folder, patterns in DATA.items()},
+    },
 )

@@ -10,8 +10,10 @@ from jsonargparse import Namespace
 from bnfree.errors import InputError
 from bnfree.lightning_modules.deployment.check import Check
 from bnfree.lightning_modules.deployment.export import NO_CHECKPOINT, ExportResult, ExportSettings, export
+from bnfree.lightning_modules.deployment.packed_files import names_packed_file
 from bnfree.lightning_modules.training.class_names import OPTION
-from bnfree.lightning_modules.training.config.parser import CommandParser
+from bnfree.lightning_modules.training.config.explanations import explain
+from bnfree.lightning_modules.training.config.parser import CommandParser, ParseFailure
 from bnfree.lightning_modules.training.config.sources import options_of, take_positionals
 from bnfree.lightning_modules.training.messages import say
 from bnfree.lightning_modules.training.network import add_network_arguments, parse
@@ -174,6 +176,9 @@ def _written(found: ExportResult) -> str:
         *_contents(found.packed, found.format.weights), *found.format.facts(found.packed, place),
         ("sha256", found.sha256),
     ]  # fmt: skip
+    if found.format.folder:
+        files = ", ".join(path.name for path in found.paths)
+        return f"Written to {place}: {files}; {_size(real)} in float32\n{_indented(rows)}"
     return (
         f"Written to {' and '.join(map(str, found.paths))}: {_size(found.size)}; {_size(real)} in float32{more}\n"
         f"{_indented(rows)}"

@@ -238,8 +238,7 @@ def _write(kind: ExportFormat, packed: PackedNetwork, path: Path, masks: MaskFor
 
 def _place(settings: ExportSettings, kind: ExportFormat, source: Path) -> Path:
     """Where the file or the folder goes, by default beside the source."""
-    default = source.with_name(f"{source.stem}_{settings.format}") if kind.folder else source.with_suffix(kind.suffix)
-    place = Path(settings.output or default).expanduser()
+    place = Path(settings.output or source.with_suffix(kind.suffix)).expanduser()
     if not kind.folder and place.suffix != kind.suffix:
         raise InputError(f"output={str(settings.output)!r} must end in {kind.suffix} in the format {settings.format}.")
     if kind.folder and place.exists() and not place.is_dir():

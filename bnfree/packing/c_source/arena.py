@@ -80,7 +80,9 @@ def plan(layers: PackedLayers, height: int, width: int) -> Arena:
     first_height, first_width, trunk = height, width, height * width * channels
     stem_scratch = trunk
     values = trunk + (3 * stem_columns * channels if stem.pool else 0)
-    rows_of_bits = [_bits(unit, *size) for unit, size in zip(layers.units, _sizes(layers.units, height, width), strict=False)]
+    rows_of_bits = [
+        _bits(unit, *size) for unit, size in zip(layers.units, _sizes(layers.units, height, width), strict=False)
+    ]
     words = max(a + b for a, b in zip(rows_of_bits, [*rows_of_bits[1:], 0], strict=True))
     starts = [0 if index % 2 == 0 else words - count for index, count in enumerate(rows_of_bits)]
     units = []

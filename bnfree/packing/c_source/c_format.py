@@ -137,7 +137,9 @@ class CompiledNetwork:
             InputError: images of another shape, or normalised ones that are not made of 8-bit ones.
         """
         if tuple(images.shape[1:]) != self.shape:
-            raise InputError(f"images has shape {tuple(images.shape)}; the C takes (N, {', '.join(map(str, self.shape))}).")
+            raise InputError(
+                f"images has shape {tuple(images.shape)}; the C takes (N, {', '.join(map(str, self.shape))})."
+            )
         pixels = images if images.dtype == torch.uint8 else self.normalization.pixels(images)
         if pixels is None:
             raise InputError("images are not made of 8-bit ones, which alone the C takes.")

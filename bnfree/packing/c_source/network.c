@@ -119,8 +119,9 @@ static void stem_row(const uint8_t *pixels, int row, value *out)
         stem_pixel(pixels, row, column, out + column * STEM_BLOCKS * BLOCK);
 }
 
+#if STEM_POOL
 /* Max pooling (3x3, stride 2, padding 1) of three rows of the first layer. */
-INLINE void pool_row(const value *rows[3], int count, value *out)
+static void pool_row(const value *rows[3], int count, value *out)
 {
     const int pixel = STEM_BLOCKS * BLOCK;
     for (int column = 0; column < TRUNK_WIDTH; column++) {
@@ -136,38 +137,47 @@ INLINE void pool_row(const value *rows[3], int count, value *out)
         }
     }
 }
+#endif
 
 static void run_stem(const uint8_t *pixels)
 {
-    const int pixel = STEM_BLOCKS * BLOCK, padding = FIRST_PADDING, bits_row = (TRUNK_WIDTH + 2 * padding) * FIRST_WORDS;
-    int done = 0;
-    (void)done;
-    for (int row = 0; row < TRUNK_HEIGHT; row++) {
-        value *out = values + row * TRUNK_WIDTH * pixel;
-        uint32_t *bits = words + FIRST_BITS + row * bits_row;
 #if STEM_POOL
-        const value *rows[3];
+    const int line = STEM_COLUMNS * STEM_BLOCKS * BLOCK;
+    int done = 0;
+    for (int row = 0; row < TRUNK_HEIGHT; row++) {
         const int first = row > 0 ? 2 * row - 1 : 0, last = 2 * row + 1 < STEM_ROWS ? 2 * row + 1 : STEM_ROWS - 1;
+        const value *rows[3];
         for (; done <= last; done++)
-            stem_row(pixels, done, values + STEM_SCRATCH + done % 3 * STEM_COLUMNS * pixel);
+            stem_row(pixels, done, values + STEM_SCRATCH + done % 3 * line);
         for (int i = first; i <= last; i++)
-            rows[i - first] = values + STEM_SCRATCH + i % 3 * STEM_COLUMNS * pixel;
-        pool_row(rows, last - first + 1, out);
+            rows[i - first] = values + STEM_SCRATCH + i % 3 * line;
+        pool_row(rows, last - first + 1, values + row * TRUNK_WIDTH * STEM_BLOCKS * BLOCK);
+    }
 #else
-        stem_row(pixels, row, out);
+    for (int row = 0; row < TRUNK_HEIGHT; row++)
+        stem_row(pixels, row, values + row * TRUNK_WIDTH * STEM_BLOCKS * BLOCK);
 #endif
-        clear_sides(bits, TRUNK_WIDTH, padding, FIRST_WORDS);
-        bits += padding * FIRST_WORDS;
-        for (int column = 0; column < TRUNK_WIDTH; column++)
-            for (int block = 0; block < STEM_BLOCKS; block++)
-                put(bits + column * FIRST_WORDS, block,
-                    compare(out + column * pixel + block * BLOCK, first_thresholds + block * BLOCK));
+}
+
+/* The bits of the first unit's input. */
+static void binarize(void)
+{
+    const value *x = values;
+    uint32_t *bits = words + FIRST_BITS;
+    for (int row = 0; row < TRUNK_HEIGHT; row++) {
+        clear_sides(bits, TRUNK_WIDTH, FIRST_PADDING, FIRST_WORDS);
+        bits += FIRST_PADDING * FIRST_WORDS;
+        for (int column = 0; column < TRUNK_WIDTH; column++, bits += FIRST_WORDS)
+            for (int block = 0; block < STEM_BLOCKS; block++, x += BLOCK)
+                put(bits, block, compare(x, first_thresholds + block * BLOCK));
+        bits += FIRST_PADDING * FIRST_WORDS;
     }
 }
 
 int @NAME@_predict(const uint8_t *pixels, float *logits)
 {
     run_stem(pixels);
+    binarize();
     for (int i = 0; i < UNITS; i++)
         run_unit(units + i);
     return classify(values, LAST_PIXELS, LAST_BLOCKS * BLOCK, values + LAST_SCRATCH, logits);

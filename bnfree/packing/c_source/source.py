@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -53,12 +54,13 @@ class CSource:
         self._tables = Tables()
         self._macros: dict[str, int] = {}
         self._add_stem()
-        units = [self._unit(index, unit, place) for index, (unit, place) in enumerate(zip(layers.units, self.arena.units))]
+        pairs = zip(layers.units, self.arena.units, strict=True)
+        units = [self._unit(index, unit, place) for index, (unit, place) in enumerate(pairs)]
         self._units = "static const struct unit units[UNITS] = {\n" + "\n".join(units) + "\n};"
         self._add_classifier()
 
     @property
-    def sizes(self) -> Mapping[str, int]:
+    def sizes(self) -> Counter[str]:
         """Bytes of constants, by what they are."""
         return self._tables.sizes
 
@@ -75,7 +77,9 @@ class CSource:
             "SHAPE": f"{height} rows of {width} pixels of {channels} numbers",
             "CLASS_NAMES": "\n".join(f"    {string(label)}," for label in names),
         }  # fmt: skip
-        source = "\n".join([self._preamble(), self._tables.text, self._units, "", *map(_read, ("float.c", "network.c"))])
+        source = "\n".join(
+            [self._preamble(), self._tables.text, self._units, "", *map(_read, ("float.c", "network.c"))]
+        )
         texts = {
             f"{self.name}.c": source, f"{self.name}.h": _read("header.h"), "main.c": _read("main.c"),
             "Makefile": _read("Makefile"),

@@ -72,4 +72,4 @@ def string(text: str) -> str:
     """A string in C, in UTF-8; whatever is no plain character is written as three octal digits."""
     plain = {ord(c) for c in " !#$%&'()*+,-./:;<=>@[]^_`{|}~"}
     codes = text.encode("utf-8", "replace")
-    return '"' + "".join(chr(c) if c in plain or chr(c).isalnum() and c < 128 else f"\\{c:03o}" for c in codes) + '"'
+    return '"' + "".join(chr(c) if c in plain or (chr(c).isalnum() and c < 128) else f"\\{c:03o}" for c in codes) + '"'
