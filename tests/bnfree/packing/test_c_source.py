@@ -38,6 +38,8 @@ NETWORKS = {
     "ReActNetA, pruned, six channels": {"backbone": ReActNetA, "width": 4, "density": 0.2, "in_channels": 6},
 }  # fmt: skip
 
+FAST = ("ReActNet18, pruned, real shortcuts, stem of ImageNet", "ReActNetA")
+
 
 def info_of(channels, height, width, **known):
     shape = (channels, height, width)
@@ -97,7 +99,14 @@ def around(units):
 
 
 @pytest.mark.parametrize(
-    "flags", [("-O1", "-march=native"), ("-O1", "-mavx2"), ("-O1", "-mpopcnt"), ("-O1",)], ids=" ".join
+    "flags",
+    [
+        ("-O1", "-march=native"),
+        pytest.param(("-O1", "-mavx2"), marks=pytest.mark.slow),
+        pytest.param(("-O1", "-mpopcnt"), marks=pytest.mark.slow),
+        ("-O1",),
+    ],
+    ids=" ".join,
 )
 def test_units_of_any_shape_compute_every_number_as_torch_does(tmp_path, flags):
     if not runs_here(flags):
@@ -146,7 +155,14 @@ def test_the_first_layer_on_8_bit_pixels_is_the_real_convolution_of_normalised_o
 
 
 @pytest.mark.skipif(not has_instruction(), reason="the compiled engine sums 8-bit pixels only with AVX-512 VNNI")
-@pytest.mark.parametrize("name", [name for name in NETWORKS if "six" not in name])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in FAST else pytest.mark.slow)
+        for name in NETWORKS
+        if "six channels" not in name
+    ],
+)
 def test_whole_networks_give_the_classes_and_logits_of_the_compiled_engine(tmp_path, name):
     network = random_network(5, **NETWORKS[name])
     channels = network.in_channels
@@ -160,6 +176,7 @@ def test_whole_networks_give_the_classes_and_logits_of_the_compiled_engine(tmp_p
     assert ((logits - expected).abs() <= 1e-5 * expected.abs().amax(1, keepdim=True)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_compilers_have_no_warning_and_sanitizers_find_nothing(tmp_path, name):
     network = random_network(5, **NETWORKS[name])

@@ -17,7 +17,7 @@ from bnfree.datamodules import DigitsDataModule
 from bnfree.errors import InputError
 from bnfree.lightning_modules import ExportSettings, export
 from bnfree.lightning_modules.deployment.check import check
-from bnfree.packing import formats, load, pack
+from bnfree.packing import formats, load, pack, pretrained_path
 from bnfree.packing.layers import tensors_of
 from bnfree.tickets import Ticket, apply, prune, save_ticket
 
@@ -365,3 +365,34 @@ def test_help_needs_no_checkpoint(bnfree):
     assert code == 0
     for name in ("--format", "--check", "--overwrite", "--classifier_precision", "--data"):
         assert name in out
+
+
+@pytest.mark.skipif(shutil.which("cc") is None or shutil.which("make") is None, reason="there is no cc or no make")
+def test_a_pretrained_network_becomes_c_that_classifies_a_raw_image(bnfree, complaint, project):
+    device = project / "device"
+    words = ("export", "digits", "--format=c", f"--output={device}")
+    assert "ram_limit=20000 is too little: the network takes 20224 bytes" in complaint(*words, "--ram_limit=20000")
+    assert not list(project.glob("*device*"))
+    assert "c_name goes with the format c" in complaint("export", "digits", "--format=onnx", "--c_name=a")
+    assert "option '--ram_limt=1' is not known; did you mean '--ram_limit'?" in complaint(*words, "--ram_limt=1")
+    assert "real layers of a packed file are rounded already" in complaint(*words, "--classifier_precision=int8")
+    code, out, err = bnfree(*words, "--ram_limit=20224")
+    assert (code, err) == (0, "")
+    assert f"Written to {device}: device.c, device.h, main.c, Makefile, README.md;" in out
+    assert "20.2 kB of static memory" in out
+    assert [file.name for file in project.glob("*device*")] == ["device"]
+    packed = load(pretrained_path("digits"), "torch")
+    image = torch.randint(0, 256, (1, *packed.info.image_shape), dtype=torch.uint8)
+    (device / "image.raw").write_bytes(image.numpy().tobytes())
+    subprocess.run(["make", "-s", "-C", device, "CFLAGS=-O1"], check=True)
+    found = subprocess.run([device / "example", device / "image.raw"], capture_output=True, text=True, check=True)
+    assert int(found.stdout.split()[0]) == packed(image).argmax()
+    assert "exists; give another --output, or --overwrite" in complaint(*words)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no cc")
+def test_the_c_of_a_checkpoint_is_checked_on_the_images_of_its_data(bnfree, best, project):
+    code, out, _ = bnfree("export", best, "--format=c", "--check", "--num_images=32")
+    assert code == 0
+    assert "Check passed" in out
+    assert (best.with_suffix("") / "best.c").is_file()
