@@ -21,6 +21,7 @@ import importlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -314,11 +315,13 @@ def _own_config() -> str:
     return "describe the network with a --config of your own."
 
 
+@cache
 def _known_plugins() -> set[str]:
     found = {path for kind in BUILT_IN.values() for path in kind.values()}
     # Whoever has installed a package has put its plugins there.
     return found | {point.value.replace(":", ".") for point in entry_points(group=ENTRY_POINTS)}
 
 
+@cache
 def _known_names() -> set[str]:
     return {short for kind in BUILT_IN.values() for short in kind}
