@@ -175,7 +175,7 @@ def resolve(kind: str, plugin: Any, argument: str | None = None) -> Any:
     if plugin in _installed(kind):
         try:
             return _installed(kind)[plugin].load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(f"{argument}={plugin!r} of an installed package cannot be imported ({error}).") from error
     if "." in plugin:
         return imported(plugin, argument)
@@ -225,14 +225,19 @@ def _import(name: str, given: str) -> ModuleType:
         if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
             raise InputError(f"{given} cannot be imported: {name!r} needs {error.name!r}, which is missing.") from error
         raise InputError(f"{given} cannot be imported: there is no module {error.name!r}.") from error
-    except Exception as error:
+    # A module that is a script leaves Python when it is imported.
+    except (Exception, SystemExit) as error:
+        what = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())[:300]
         where = _line_of(error, name)
-        raise InputError(f"{given} cannot be imported: {type(error).__name__} in {where}: {error}") from error
+        raise InputError(f"{given} cannot be imported: {type(error).__name__} in {where}: {what}") from error
 
 
 def _line_of(error: BaseException, name: str) -> str:
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}, line {error.lineno}"
     frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
-    return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else name
+    own = [frame for frame in frames if not frame.filename.startswith("<frozen importlib")]
+    return f"{own[-1].filename}, line {own[-1].lineno}" if own else name
 
 
 def _end(remedy: str) -> str:

@@ -167,6 +167,16 @@ def approve_signed(content: Any, signatures: Any) -> None:
                     name(text)
 
 
+def is_answered_for(path: str) -> bool:
+    """Whether the user has named this class, or has let it pass with some arguments, so that it may be imported.
+
+    Args:
+        path: what is named.
+    """
+    said = (json.loads(text) for text in _approved)
+    return named(path) or any(kind == "class" and rest[0]["class_path"] == path for kind, *rest in said)
+
+
 def signatures(content: Any) -> list[str]:
     """Signatures of the classes in what is going to be written, as far as they are approved.
 

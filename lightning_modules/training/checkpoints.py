@@ -166,6 +166,19 @@ def differences(remembered: Any, effective: Any, name: str) -> Iterator[str]:
         yield f"{name.replace('.init_args', '')}: {effective} (the checkpoint was written with {remembered})"
 
 
+def check_restorable(checkpoint: Mapping[str, Any], path: str) -> None:
+    """Refuses what Lightning cannot restore a module from.
+
+    Raises:
+        InputError: it does not say which release of Lightning has written it.
+    """
+    if VERSION_KEY not in checkpoint:
+        raise InputError(
+            f"ckpt_path={path!r} has no entry {VERSION_KEY!r}, so that Lightning cannot restore it; give a checkpoint "
+            "of a Trainer, or start from its weights with --model.init_from."
+        )
+
+
 def check_resumable(checkpoint: dict[str, Any], path: str) -> None:
     """Refuses to resume from a checkpoint without the states of a run.
 

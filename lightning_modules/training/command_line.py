@@ -32,6 +32,7 @@ from bnfree.lightning_modules.training import run_directory
 from bnfree.lightning_modules.training.changed_settings import changed_settings
 from bnfree.lightning_modules.training.checkpoints import (
     AtomicCheckpointIO,
+    check_restorable,
     check_resumable,
     differences,
     read_checkpoint,
@@ -209,6 +210,7 @@ class TrainingCLI(SteppedCLI):
         if self.checkpoint_path is None or not is_local(self.checkpoint_path):
             return
         self.checkpoint = read_checkpoint(self.checkpoint_path, options.get("weights_only") is not False)
+        check_restorable(self.checkpoint, self.checkpoint_path)
         effective, remembered = self._as_dict(), remembered_config(self.checkpoint)
         for section, values in remembered.items():
             for line in differences(values, effective.get(section), section):

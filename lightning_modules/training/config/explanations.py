@@ -7,6 +7,7 @@ the innermost complaint of the first branch. A message that none of the function
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 
 import yaml
@@ -14,6 +15,7 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.strategies import StrategyRegistry
 
+from bnfree.errors import InputError
 from bnfree.lightning_modules.compat import (
     CALLBACK_TWICE,
     CLASS_PATH,
@@ -46,8 +48,13 @@ from bnfree.lightning_modules.training.config.known_classes import (
 from bnfree.lightning_modules.training.config.sources import config_files
 from bnfree.lightning_modules.training.config.value_types import explain_value
 from bnfree.names import did_you_mean, nearest
+from bnfree.plugins import imported
+from bnfree.trust import is_answered_for
 
 LONGEST = 300
+DOTTED = re.compile(r"(?:\w+\.)+\w+")
+# As the parser shows values: the name of the argument before the path of its class.
+ARGUMENT_OF = re.compile(r"(?:'(\w+)': (?:\{'class_path': )?|key='([\w.]+)', val=)'$")
 
 
 class Complaint:
@@ -162,6 +169,28 @@ def _unknown_key(complaint: Complaint) -> str | None:
     return f"key {match[1]!r}{complaint.where(rest[-1] if rest else first)} is not known; {remedy}"
 
 
+def _failing_module(complaint: Complaint) -> str | None:
+    """A module that is there, and fails while it is imported; the parser says no more than that no type fits."""
+    given = complaint.message.rfind("Given value:")
+    for match in DOTTED.finditer(complaint.message, max(given, 0)):
+        module = match[0].rpartition(".")[0]
+        if module in sys.modules or not is_answered_for(match[0]):
+            continue
+        before = complaint.message[: match.start()]
+        argument, inner = complaint.key(given), ARGUMENT_OF.search(before)
+        if inner is not None and not argument.endswith(f".{inner[1] or inner[2]}"):
+            argument += f".{inner[1] or inner[2]}"
+        try:
+            imported(match[0], argument)
+        except InputError as error:
+            missing = isinstance(error.__cause__, ModuleNotFoundError) and f"{module}.".startswith(
+                f"{error.__cause__.name}."
+            )
+            if not missing:
+                return str(error).replace("' ", f"'{complaint.where(match[0])} ", 1)
+    return None
+
+
 def _unknown_class(complaint: Complaint) -> str | None:
     message = complaint.message
     short = NOT_DOTTED.search(message)
@@ -183,11 +212,12 @@ def _unknown_class(complaint: Complaint) -> str | None:
         return f"{complaint.key(attribute.start())}={path!r}{complaint.where(path)} names no class; {remedy}"
     module = NO_MODULE.search(message)
     if module is not None:
-        given = message[: module.start()].rpartition("class_path '")[2].partition("'")[0] or module[1]
+        owner = message[: module.start()].rpartition("class_path '")[2].partition("'")[0]
+        path = owner if owner.startswith(f"{module[1].partition('.')[0]}.") else _given_in(message, module[1])
         remedy = (
             importable_near(module[1]) or "start bnfree in the directory that holds the module, or install its package."
         )
-        argument = f"{complaint.key(module.start())}={given!r}{complaint.where(given)}"
+        argument = f"{complaint.key(module.start())}={path!r}{complaint.where(path)}"
         return f"{argument}: there is no module {module[1]!r}; {remedy}"
     subclass = NO_SUBCLASS.search(message)
     if subclass is not None:
@@ -195,6 +225,12 @@ def _unknown_class(complaint: Complaint) -> str | None:
         path = subclass[1] or (given[1] if given else "")
         return f"{complaint.key(subclass.start())}={path!r} is no {subclass[2]}; give a subclass of it."
     return None
+
+
+def _given_in(message: str, module: str) -> str:
+    """The path of a class, below a module, that the parser was given."""
+    match = re.search(rf"(?<![\w.]){re.escape(module)}(?:\.\w+)*", message[message.rfind("Given value:") :])
+    return match[0] if match else module
 
 
 def _unknown_init_argument(complaint: Complaint) -> str | None:
@@ -253,6 +289,7 @@ EXPLANATIONS: tuple[Callable[[Complaint], str | None], ...] = (
     _unknown_key,
     _no_value,
     _unknown_init_argument,
+    _failing_module,
     _unknown_class,
     _required,
     _wrong_value,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any, Literal, NoReturn
 
@@ -59,7 +60,16 @@ class CommandParser(LightningArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, *others: Any, **options: Any) -> Namespace:  # type: ignore[override]
         """Parses words, in which a class may have its earlier name: `--model=lightning_modules.ImageClassifier`."""
         words = [_of_today(word) for word in (sys.argv[1:] if args is None else args)]
-        config = super().parse_args(words, *others, **options)
+        try:
+            config = super().parse_args(words, *others, **options)
+        except SystemExit as left:
+            place = _left_in_import(left)
+            if place is None:
+                raise
+            raise InputError(
+                f"{place}: the module ends Python (sys.exit) while it is imported; put what is a script of its own "
+                "below if __name__ == '__main__'."
+            ) from left
         if not (options.get("defaults", True) and _may_follow_data(_section(config))):
             return config
         given = _section(super().parse_args(words, *others, **{**options, "defaults": False}))
@@ -77,6 +87,15 @@ class CommandParser(LightningArgumentParser):
         if not self.exit_on_error:
             super().error(message, ex)
         raise ParseFailure(message)
+
+
+def _left_in_import(left: SystemExit) -> str | None:
+    """File and line of a module that has raised it while it was imported; None: nothing was being imported."""
+    frames = traceback.extract_tb(left.__traceback__)
+    imports = any(frame.name == "<module>" for frame in frames)
+    return (
+        f"{frames[-1].filename}, line {frames[-1].lineno}" if imports and not isinstance(left, ParseFailure) else None
+    )
 
 
 def _of_today(word: str) -> str:

@@ -183,3 +183,12 @@ def test_a_checkpoint_of_no_release_is_refused(trained, complaint, project, vers
     assert "ckpt_path='changed.ckpt' was written by no release" in complaint(
         "test", "--config=toy.yaml", "--ckpt_path=changed.ckpt"
     )
+
+
+@pytest.mark.parametrize("subcommand", ["fit", "test"])
+def test_a_checkpoint_that_does_not_say_its_release_is_refused(trained, complaint, project, subcommand):
+    content = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
+    del content["pytorch-lightning_version"]
+    torch.save(content, project / "changed.ckpt")
+    said = complaint(subcommand, "--config=toy.yaml", "--ckpt_path=changed.ckpt")
+    assert said.startswith("ckpt_path='changed.ckpt' has no entry 'pytorch-lightning_version'")
