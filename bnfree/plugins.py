@@ -57,6 +57,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     "weight_transform": {
         "biper": "bnfree.weight_transforms.biper.biper",
+        "recu": "bnfree.weight_transforms.recu.ReCU",
         "compander": "bnfree.weight_transforms.compander.Compander",
     },
     "normalizer": {
@@ -107,9 +108,19 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "grassmann": "bnfree.heads.grassmann.Grassmann",
     },
     # Those of the kinds below are classes with arguments, which configs name by their class or its path.
-    "optimizer": {},
+    "optimizer": {
+        "adamp": "bnfree.optimizers.adamp.AdamP",
+        "sgdp": "bnfree.optimizers.sgdp.SGDP",
+        "muon": "bnfree.optimizers.muon.Muon",
+        "schedule_free": "bnfree.optimizers.schedule_free.AdamWScheduleFree",
+    },
     "callback": {
         "estimator_schedule": "bnfree.callbacks.estimator_schedule.EstimatorSchedule",
+        "latent_sphere": "bnfree.callbacks.latent_sphere.LatentSphere",
+        "bop": "bnfree.callbacks.bop.Bop",
+        "freeze_signs": "bnfree.callbacks.freeze_signs.FreezeSigns",
+        "affine_only": "bnfree.callbacks.affine_only.AffineOnly",
+        "schedule_free_weights": "bnfree.callbacks.schedule_free.ScheduleFree",
         "alpha_batch_norm": "bnfree.callbacks.alpha_batch_norm.AlphaBatchNorm",
         "estimator_indicators": "bnfree.callbacks.estimator_indicators.EstimatorIndicators",
     },

@@ -136,6 +136,39 @@ def test_the_compander_is_bounded_monotone_and_keeps_signs():
     torch.testing.assert_close(compander(v), v, rtol=1e-4, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("progress", "tau"), [(0.0, 0.85), (0.5, 0.85 + 0.14 * (math.e**0.5 - 1) / (math.e - 1)), (1.0, 0.99)]
+)
+def test_recu_clamps_at_the_quantile_of_a_laplace_distribution(progress, tau):
+    torch.manual_seed(0)
+    recu = build_transform("recu").double()
+    recu.estimator_progress.fill_(progress)
+    laplace = torch.distributions.Laplace(0.3, 2.0).sample((2, 40, 50, 50)).double().requires_grad_()
+    w = recu(laplace)
+    for row, latent, gradient in zip(w, laplace, torch.autograd.grad(w.sum(), laplace)[0], strict=True):
+        bound = row.max()
+        assert (row == -row.min()).any() or torch.isclose(row.min(), -bound)
+        assert (row == bound).double().mean().item() == pytest.approx(1 - tau, abs=0.004)
+        centred = latent - latent.mean()
+        inside = row.abs() < bound
+        expected = centred / latent.std(correction=0) * 2 * math.sqrt(2)
+        torch.testing.assert_close(row[inside], expected[inside])
+        assert (row * centred >= 0).all()
+        assert gradient.isfinite().all()
+
+
+def test_recu_leaves_the_signs_alone_and_gives_nothing_to_what_lies_beyond():
+    layer = BinaryConv2d(8, 4, 3, weight_transform="recu", standardize=False, gain=True).double()
+    w = layer.latent_weight()
+    assert torch.equal(layer.effective_weight().sign(), (layer.weight - layer.weight.mean((1, 2, 3), True)).sign())
+    beyond = w.abs() == w.abs().amax((1, 2, 3), keepdim=True)
+    assert 0.1 < beyond.double().mean() < 0.5
+    probe = torch.zeros_like(w)
+    probe[beyond] = torch.randn(int(beyond.sum()), dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((w * probe).sum(), layer.weight)
+    assert (gradient == 0).all()
+
+
 def test_the_compander_is_trained_without_weight_decay():
     from bnfree.lightning_modules.modules.parameter_groups import parameter_groups
 

@@ -1,0 +1,288 @@
+"""What callbacks make of latent weights: a sphere, flips without them, signs that stay, weights that stay."""
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+
+from bnfree.backbones import ReActNet18
+from bnfree.callbacks import AffineOnly, Bop, FreezeSigns, LatentSphere, ScheduleFree
+from bnfree.callbacks.bop import flip, to_signs
+from bnfree.callbacks.latent_sphere import project_to_sphere
+from bnfree.convolution import BinaryConv2d
+from bnfree.errors import InputError
+
+
+class Record(Callback):
+    """Something of the network after every batch."""
+
+    def __init__(self, of):
+        self.of, self.found = of, []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.found.append(self.of(pl_module.backbone))
+
+
+def layer_in(network):
+    return network.body[1][1].convolution
+
+
+def norms(network):
+    return layer_in(network).weight.detach().flatten(1).norm(dim=1).clone()
+
+
+def adam(lr):
+    return lambda module: torch.optim.Adam(module.parameters(), lr=lr)
+
+
+def fit(module, make_trainer, make_loader, *callbacks, **options):
+    trainer = make_trainer(*callbacks, **options)
+    trainer.fit(module, make_loader())
+    return trainer
+
+
+def resumes(make, classifier, make_trainer, make_loader, tmp_path):
+    """Whether a run of 3 epochs that goes on after its first one ends as one that was not interrupted."""
+
+    def run(ckpt_path=None):
+        torch.manual_seed(0)
+        module = classifier(ReActNet18(width=4), adam(0.01))
+        keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+        trainer = make_trainer(make(), keep, max_epochs=3, enable_checkpointing=True)
+        trainer.fit(module, make_loader(), ckpt_path=ckpt_path, weights_only=True)
+        return module.state_dict()
+
+    whole, resumed = run(), run(tmp_path / "step=2.ckpt")
+    return all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+
+# On a sphere
+
+
+@pytest.mark.parametrize("centre", [False, True])
+@pytest.mark.parametrize("binary", [False, True])
+def test_a_projection_does_not_change_what_the_layer_computes(centre, binary):
+    layer = BinaryConv2d(4, 6, 3, binary_weights=binary, eps=1e-15).double()
+    before = layer.effective_weight().detach()
+    project_to_sphere(layer, torch.linspace(0.5, 3, 6, dtype=torch.float64), centre)
+    torch.testing.assert_close(layer.effective_weight().detach(), before, rtol=0, atol=1e-12)
+    norm = layer.weight.detach().flatten(1).norm(dim=1)
+    torch.testing.assert_close(norm, torch.linspace(0.5, 3, 6, dtype=torch.float64))
+    if centre:
+        assert layer.weight.mean((1, 2, 3)).abs().max() < 1e-12
+
+
+def test_a_projection_is_of_survivors_alone():
+    layer = BinaryConv2d(4, 6, 3)
+    layer.set_mask(torch.rand(layer.weight.shape) < 0.5)
+    before = layer.weight.detach().clone()
+    project_to_sphere(layer, torch.full((6,), 2.0))
+    kept = (layer.weight.detach() * layer.mask).flatten(1).norm(dim=1)
+    torch.testing.assert_close(kept, torch.full((6,), 2.0))
+    assert torch.equal(layer.weight[~layer.mask], before[~layer.mask])
+
+
+@pytest.mark.parametrize(("radius", "centre"), [("initial", False), (1.0, True)])
+def test_norms_stay_over_a_training(radius, centre, classifier, make_trainer, make_loader):
+    record = Record(norms)
+    module = classifier(ReActNet18(width=4), adam(0.05))
+    expected = norms(module.backbone) if radius == "initial" else torch.ones(8)
+    fit(module, make_trainer, make_loader, LatentSphere(radius, centre), record, max_epochs=5)
+    assert all(torch.allclose(found, expected, rtol=1e-5) for found in record.found)
+    free = classifier(ReActNet18(width=4), adam(0.05))
+    fit(free, make_trainer, make_loader, max_epochs=5)
+    assert not torch.allclose(norms(free.backbone), norms(classifier(ReActNet18(width=4)).backbone), rtol=0.2)
+
+
+def test_moments_of_adam_stay_as_they_are(classifier, make_trainer, make_loader):
+    """After one step, whose gradients do not depend on the projection."""
+    found = []
+    for callbacks in ((), (LatentSphere(1.0),)):
+        torch.manual_seed(0)
+        module = classifier(ReActNet18(width=4), adam(0.05))
+        trainer = fit(module, make_trainer, make_loader, *callbacks, max_steps=1)
+        found.append(trainer.optimizers[0].state[layer_in(module.backbone).weight]["exp_avg"])
+    assert torch.equal(*found)
+
+
+def test_a_sphere_goes_on(classifier, make_trainer, make_loader, tmp_path):
+    assert resumes(LatentSphere, classifier, make_trainer, make_loader, tmp_path)
+
+
+def test_a_sphere_refuses_weight_decay_and_networks_without_one(classifier, make_trainer, make_loader):
+    decayed = classifier(make_optimizer=lambda m: torch.optim.AdamW(m.parameters(), weight_decay=0.1))
+    with pytest.raises(InputError, match=r"weight_decay=0\.1 shrinks"):
+        fit(decayed, make_trainer, make_loader, LatentSphere())
+    with pytest.raises(InputError, match="no standardised convolution"):
+        fit(classifier(ReActNet18(width=4, norm="batch_norm")), make_trainer, make_loader, LatentSphere())
+    for radius in ("first", 0.0):
+        with pytest.raises(InputError, match="radius"):
+            LatentSphere(radius)
+
+
+# Without latent weights
+
+
+def test_bop_flips_what_the_mean_gradient_has_the_sign_of_for_long_enough():
+    """larq's rule element by element: w <- sign(-sign(w m - threshold) w)."""
+    torch.manual_seed(0)
+    weight = torch.randn(50, dtype=torch.float64).sign()
+    mean = torch.zeros_like(weight)
+    expected, sums = weight.tolist(), [0.0] * 50
+    for _ in range(20):
+        gradient = torch.randn(50, dtype=torch.float64)
+        flip(weight, mean, gradient, gamma=0.1, threshold=0.05)
+        for i, g in enumerate(gradient.tolist()):
+            sums[i] = 0.9 * sums[i] + 0.1 * g
+            expected[i] *= -1 if expected[i] * sums[i] > 0.05 else 1
+        assert weight.tolist() == expected
+        torch.testing.assert_close(mean, torch.tensor(sums, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+def test_bop_begins_with_the_signs_of_the_layer(standardize):
+    layer = BinaryConv2d(4, 6, 3, standardize=standardize)
+    before = layer.effective_weight().sign()
+    to_signs(layer)
+    assert torch.equal(layer.effective_weight().sign(), before)
+    assert layer.weight.detach().abs().unique().numel() == 1
+
+
+def test_bop_trains_signs_and_the_optimizer_all_else(classifier, make_trainer, make_loader):
+    module = classifier(ReActNet18(width=4), lambda m: torch.optim.AdamW(m.parameters(), lr=0.01, weight_decay=0.5))
+    size = layer_in(module.backbone).weight[0].numel() ** -0.5
+    record = Record(lambda network: layer_in(network).weight.detach().clone())
+    stem = module.backbone.stem.convolution.weight.detach().clone()
+    fit(module, make_trainer, make_loader, Bop(gamma=0.1), record, max_epochs=4)
+    assert all(torch.allclose(found.abs(), torch.tensor(size), rtol=1e-6) for found in record.found)
+    assert not torch.equal(record.found[0], record.found[-1])
+    assert not torch.equal(module.backbone.stem.convolution.weight, stem)
+
+
+def test_bop_goes_on(classifier, make_trainer, make_loader, tmp_path):
+    assert resumes(lambda: Bop(gamma=0.1), classifier, make_trainer, make_loader, tmp_path)
+
+
+def test_bop_refuses_what_it_cannot_do(classifier, make_trainer, make_loader):
+    with pytest.raises(InputError, match="no binary weights"):
+        fit(classifier(ReActNet18(width=4, binary_weights=False)), make_trainer, make_loader, Bop())
+    for options in ({"gamma": 0.0}, {"threshold": -1.0}):
+        with pytest.raises(InputError, match=next(iter(options))):
+            Bop(**options)
+
+
+# Signs that stay
+
+
+def test_latent_weights_stay_in_the_last_part_and_all_else_does_not(classifier, make_trainer, make_loader):
+    record = Record(lambda network: layer_in(network).weight.detach().clone())
+    gains = Record(lambda network: layer_in(network).gain.detach().clone())
+    module = classifier(ReActNet18(width=4), lambda m: torch.optim.AdamW(m.parameters(), lr=0.01, weight_decay=0.1))
+    fit(module, make_trainer, make_loader, FreezeSigns(0.5), record, gains, max_epochs=3)
+    moved = [not torch.equal(a, b) for a, b in zip(record.found, record.found[1:], strict=False)]
+    assert moved == [True, True, False, False, False]
+    assert not torch.equal(gains.found[-1], gains.found[-2])
+
+
+def test_signs_freeze_at_the_same_step_when_a_run_goes_on(classifier, make_trainer, make_loader, tmp_path):
+    assert resumes(lambda: FreezeSigns(0.5), classifier, make_trainer, make_loader, tmp_path)
+
+
+def test_freezing_refuses_what_it_cannot_do(classifier, make_trainer, make_loader):
+    with pytest.raises(InputError, match="no binary weights"):
+        fit(classifier(ReActNet18(width=4, binary_weights=False)), make_trainer, make_loader, FreezeSigns())
+    with pytest.raises(InputError, match="share=0"):
+        FreezeSigns(0)
+    with pytest.raises(InputError, match="no end"):
+        fit(classifier(), make_trainer, make_loader, FreezeSigns(), max_epochs=-1)
+
+
+# Weights that stay
+
+
+@pytest.mark.parametrize(("norm", "classifier_too"), [("bn_free", True), ("bn_free", False), ("batch_norm", True)])
+def test_only_scales_and_shifts_are_trained(norm, classifier_too, classifier, make_trainer, make_loader):
+    network = ReActNet18(width=4, norm=norm)
+    affine = {n for n, p in network.named_parameters() if n.endswith("gain") or p.dim() == 1}
+    head = {"classifier.weight", "classifier.bias"}
+    expected = (affine | head) if classifier_too else affine - head
+    before = {name: value.clone() for name, value in network.named_parameters()}
+    module = classifier(network, lambda m: torch.optim.SGD([p for p in m.parameters() if p.requires_grad], lr=0.1))
+    trainer = fit(module, make_trainer, make_loader, AffineOnly(classifier_too))
+    held = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
+    assert {name for name, p in network.named_parameters() if id(p) in held} == expected
+    for name, parameter in network.named_parameters():
+        assert parameter.requires_grad is (name in expected), name
+        assert torch.equal(parameter, before[name]) or name in expected, name
+    assert sum(p.numel() for p in network.parameters() if p.requires_grad) == sum(
+        p.numel() for name, p in network.named_parameters() if name in expected
+    )
+    assert trainer.callback_metrics["gains/off"] == 0
+
+
+def test_gains_that_are_off_are_counted(classifier, make_trainer, make_loader):
+    network = ReActNet18(width=4)
+    with torch.no_grad():
+        network.body[0][0].convolution.gain.fill_(1e-3)
+    optimizer = lambda m: torch.optim.SGD([p for p in m.parameters() if p.requires_grad], lr=0.0)  # noqa: E731
+    trainer = fit(classifier(network, optimizer), make_trainer, make_loader, AffineOnly())
+    gains = sum(p.numel() for name, p in network.named_parameters() if name.endswith("gain"))
+    assert trainer.callback_metrics["gains/off"].item() == pytest.approx(4 / gains)
+
+
+def test_affine_training_refuses_a_network_without_any(classifier, make_trainer, make_loader):
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.classifier = nn.Linear(3 * 8 * 8, 10)
+
+        def forward(self, images):
+            return self.classifier(images.flatten(1))
+
+    with pytest.raises(InputError, match="no gains, shifts or normalisers"):
+        fit(classifier(Plain()), make_trainer, make_loader, AffineOnly())
+
+
+# Averaged weights in place of a schedule
+
+
+class TwoSets(torch.optim.SGD):
+    """Adds 1 to the weights in training, as a stand-in for the other set."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, lr=0.0)
+        self.training, self.calls = False, []
+
+    def _shift(self, by):
+        with torch.no_grad():
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.add_(by)
+
+    def train(self):
+        self.calls.append("train")
+        self._shift(0 if self.training else 1)
+        self.training = True
+
+    def eval(self):
+        self.calls.append("eval")
+        self._shift(-1 if self.training else 0)
+        self.training = False
+
+
+def test_gradients_are_taken_at_one_set_and_the_other_is_kept(classifier, make_trainer, make_loader, tmp_path):
+    seen = Record(lambda network: network.stem.convolution.weight.mean().item())
+    module = classifier(ReActNet18(width=4), lambda m: TwoSets(m.parameters()))
+    keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    trainer = make_trainer(ScheduleFree(), seen, keep, enable_checkpointing=True)
+    trainer.fit(module, make_loader(), make_loader())
+    assert trainer.optimizers[0].calls == ["train", "eval"] * 2
+    assert all(abs(value) < 0.5 for value in seen.found)
+    kept = torch.load(tmp_path / "step=1.ckpt", weights_only=True)["state_dict"]
+    assert kept["backbone.stem.convolution.weight"].mean().abs() < 0.5
+
+
+def test_schedule_free_refuses_other_optimizers(classifier, make_trainer, make_loader):
+    with pytest.raises(InputError, match="optimizer=SGD has no train"):
+        fit(classifier(), make_trainer, make_loader, ScheduleFree())
