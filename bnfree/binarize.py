@@ -83,6 +83,9 @@ Estimator = str | type[SignEstimator]
 class _Sign(torch.autograd.Function):
     """Sign of `x`, whose backward is `gradient * slope(x)`."""
 
+    # For gradients of single images by `torch.func.vmap`.
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x: Tensor, slope: Callable[[Tensor], Tensor]) -> Tensor:
         """Exactly -1 or +1 in the dtype of `x`, and +1 at 0."""

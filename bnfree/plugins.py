@@ -115,6 +115,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "schedule_free": "bnfree.optimizers.schedule_free.AdamWScheduleFree",
     },
     "callback": {
+        "forgetting_scores": "bnfree.callbacks.forgetting_scores.ForgettingScores",
         "estimator_schedule": "bnfree.callbacks.estimator_schedule.EstimatorSchedule",
         "latent_sphere": "bnfree.callbacks.latent_sphere.LatentSphere",
         "bop": "bnfree.callbacks.bop.Bop",
@@ -126,6 +127,14 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     "model": {},
     "data": {},
+    # What `bnfree analyse` and `bnfree score-data` compute.
+    "analysis": {
+        "sensitivity": "bnfree.hessian.layer_sensitivities",
+        "trainability": "bnfree.trainability.gradient_condition",
+        "complexity": "bnfree.feature_complexity.feature_complexity",
+        "el2n": "bnfree.data_scores.el2n",
+        "grand": "bnfree.data_scores.grand",
+    },
     # Switched on by an option of something else; the path leads to what computes them.
     "option": {
         "discriminator": "bnfree.discriminator.discriminator_loss",

@@ -22,6 +22,9 @@ class WeightSign(torch.autograd.Function):
     that of an estimator, it is multiplied by slope(root * w) in place of the clamp.
     """
 
+    # For gradients of single images by `torch.func.vmap`.
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
         weight: Tensor,

@@ -297,6 +297,25 @@ class ImageDataModule(LightningDataModule, AugmentationVariants):
         part = self._required_part("train", "fit")
         return normalize(part.source.images(part.indices[:n]), self.mean, self.std)
 
+    def training_batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Every training image once, in batches of `batch_size`, without augmentation.
+
+        Yields:
+            Images (N, C, H, W), float32, normalised; labels (N,), int64; places in the stored training set (N,), int64.
+        """
+        part = self._required_part("train", "fit")
+        for places in part.indices.split(self.batch_size):
+            yield normalize(part.source.images(places), self.mean, self.std), part.source.labels[places], places
+
+    def training_places(self) -> Tensor:
+        """Places of the training part's images in the stored training set, (M,), int64."""
+        return self._required_part("train", "fit").indices
+
+    def training_image_names(self, places: Tensor) -> list[str]:
+        """Names of images of the stored training set, by their places (N,)."""
+        part = self._required_part("train", "fit")
+        return [part.source.name(index) for index in places.tolist()]
+
     def validation_batches(self, n: int) -> Iterator[tuple[Tensor, Tensor]]:
         """At most `n` validation images, evenly spread over the part, beside all loaders and always the same.
 

@@ -29,6 +29,8 @@ SUBCOMMANDS = {
     "export": Subcommand("pack a trained network into a small file", "command.export"),
     "bench": Subcommand("time a packed file against other engines", "command.bench"),
     "summary": Subcommand("count a network's operations and bits", "command.summary"),
+    "analyse": Subcommand("sensitivity of layers, trainability, different features", "command.analyse"),
+    "score-data": Subcommand("score training images by how much they teach", "command.analyse"),
     "configs": Subcommand("list the shipped recipes, or copy one to edit", "command.configs"),
     "ticket": Subcommand("compare, stretch, transfer and sign tickets", "command.ticket"),
     "completion": Subcommand("print a script for completion in a shell", "command.completion"),

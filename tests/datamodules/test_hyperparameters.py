@@ -11,7 +11,9 @@ from bnfree.datamodules import CIFAR10DataModule, DigitsDataModule
 
 COMMON = {
     "data_dir": None, "batch_size": 64, "val_split": 0.15, "image_size": 16, "split_seed": 0, "augment": True,
-    "seed": 0, "limit_train": None, "augmentation_cycle": None,
+    "seed": 0, "limit_train": None, "augmentation_cycle": None, "padding_mode": "zeros", "flips": "random", "cutout": 0,
+    "rand_augment": 0, "rand_augment_magnitude": 9, "mixup": 0.0, "cutmix": 0.0, "epoch_fraction": 1.0,
+    "epoch_replacement": False, "scores": None, "keep": 1.0, "skip_hardest": 0.0,
 }  # fmt: skip
 
 
