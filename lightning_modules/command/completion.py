@@ -28,8 +28,19 @@ installed with bnfree, pip install shtab, and is to be printed again with anothe
 """
 # They take the options of `bnfree fit` and do not list them.
 LIKE_FIT = ("recipe", "sweep", "lottery run", "lottery early-bird")
-TAKE_CONFIG = ("recipe", "sweep", "lottery run", "lottery early-bird", "summary", "configs copy")
-TAKE_FILES = ("runs", "report", "export", "bench", "test", "predict", "ticket", "lottery controls", "lottery report")
+TAKE_CONFIG = ("recipe", "sweep", "lottery run", "lottery early-bird", "summary", "analyse", "configs copy")
+TAKE_FILES = (
+    "runs",
+    "report",
+    "score-data",
+    "export",
+    "bench",
+    "test",
+    "predict",
+    "ticket",
+    "lottery controls",
+    "lottery report",
+)
 PATHS = {"--ckpt_path", "--run_dir", "--output", "--images", "--data.data_dir", "--model.init_from", "--model"}
 CLASSES = {
     "model": ("bnfree.lightning_modules.ImageClassifier", "bnfree.lightning_modules.DistilledClassifier"),

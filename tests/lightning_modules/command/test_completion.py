@@ -43,7 +43,7 @@ def test_subcommands_actions_options_and_configs_are_offered(offered):
     assert offered("fit", "--model.backbone.wid") == ["--model.backbone.width"]
     assert offered("sweep", "quickstart", "--model.optimizer.momen") == ["--model.optimizer.momentum"]
     assert offered("fit", "--config", "quick") == ["quickstart"]
-    assert offered("fit", "--config", "m") == ["mine.yaml"]
+    assert offered("fit", "--config", "mine") == ["mine.yaml"]
     assert offered("lottery", "run", "digits_l") == ["digits_lottery"]
     assert offered("report", "no") == ["notes.txt"]
     assert "--over" in offered("sweep", "--o")
