@@ -3,7 +3,7 @@
 from setuptools import find_packages, setup
 
 PARTS = ("callbacks", "datamodules", "lightning_modules")
-DATA = {"configs": ["*.yaml", "plugins/*.yaml", "slurm/*"], "pretrained": ["*.safetensors", "README.md"]}
+DATA = {"configs": ["*.yaml", "plugins/*.yaml", "slurm/*"], "pretrained": ["*.safetensors", "*.md", "registry.json"]}
 C_SOURCE = ["*.c", "*.h", "Makefile", "README.md"]
 
 # In a checkout `bnfree/` holds links to the parts, for editors and type checkers; the build does not rely on them.

@@ -18,8 +18,9 @@ settings.load_profile("same")
 
 @pytest.fixture(autouse=True, scope="session")
 def home(tmp_path_factory):
-    """A directory of the tests' own for the key that files are signed with."""
-    with mock.patch.dict(os.environ, {"XDG_CONFIG_HOME": str(tmp_path_factory.mktemp("home"))}):
+    """A directory of the tests' own for the key that files are signed with, and for the registry."""
+    place = str(tmp_path_factory.mktemp("home"))
+    with mock.patch.dict(os.environ, dict.fromkeys(("XDG_CONFIG_HOME", "XDG_DATA_HOME"), place)):
         yield
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from jsonargparse import Namespace
 
 from bnfree.errors import InputError
+from bnfree.lightning_modules.command.register import check_registration, register
 from bnfree.lightning_modules.deployment.check import Check
 from bnfree.lightning_modules.deployment.export import NO_CHECKPOINT, ExportResult, ExportSettings, export
 from bnfree.lightning_modules.deployment.packed_files import names_packed_file
@@ -54,7 +55,9 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         InputError: a mistake in what the user gave.
     """
-    found = export(_settings(arguments))
+    settings, config = _settings(arguments)
+    registry = check_registration(config.register, config.url, config.registry, config.format, config.overwrite)
+    found = export(settings)
     if found.missing_data:
         say(f"The data are not there ({found.missing_data}), so the file says of them only what is known without.")
     if found.check is not None:
@@ -64,10 +67,14 @@ def run(arguments: Sequence[str]) -> int:
             return 1
         say("Check passed.")
     say(_written(found))
+    if registry is not None:
+        checkpoint = config.ckpt_path if isinstance(settings.source, Namespace) else str(settings.source)
+        card = register(found, checkpoint, config.register, config.url, registry)
+        say(f"Registered as {config.register} in {registry}; its card is {card}.")
     return 0
 
 
-def _settings(arguments: Sequence[str]) -> ExportSettings:
+def _settings(arguments: Sequence[str]) -> tuple[ExportSettings, Namespace]:
     sources, rest = take_positionals(arguments[1:], OWN_FLAGS)
     source: str | Namespace
     if len(sources) == 1 and names_packed_file(sources[0]) and not {"--help", "-h"} & set(rest):
@@ -79,7 +86,7 @@ def _settings(arguments: Sequence[str]) -> ExportSettings:
             raise InputError(explain(failure.message, ["export", *rest], {"export": parser})) from None
     else:
         source = config = parse(_parser(), [arguments[0], *_source_as_options(arguments[1:])])
-    return ExportSettings(source, **{name: config[name] for name in OWN_OPTIONS})
+    return ExportSettings(source, **{name: config[name] for name in OWN_OPTIONS}), config
 
 
 def _source_as_options(arguments: Sequence[str]) -> list[str]:
@@ -149,6 +156,16 @@ def _add_own_options(parser: CommandParser) -> None:
         type=int | None,
         default=None,
         help="Bytes of static memory that a network in the format c may take; more is refused.",
+    )
+    parser.add_argument(
+        "--register", type=str | None, default=None, metavar="NAME",
+        help="Name that predict, test and bench take for the file from now on; a model card is written, too.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--url", type=str | None, default=None, help="Where others download the file from; goes into the registry."
+    )
+    parser.add_argument(
+        "--registry", type=str | None, default=None, help="File of the registry; by default the user's own."
     )
 
 

@@ -17,6 +17,7 @@ from bnfree.lightning_modules.training.class_names import KEY, check_class_names
 from bnfree.lightning_modules.training.messages import say
 from bnfree.packing import NetworkInfo, PackedNetwork, is_packed, load, pretrained_path
 from bnfree.packing.engines import EngineName
+from bnfree.packing.zoo import full_name
 
 SUFFIX = ".safetensors"
 
@@ -26,7 +27,7 @@ def names_packed_file(given: str) -> bool:
     if Path(given).suffix == SUFFIX or is_packed(given):
         return True
     try:
-        pretrained_path(given)
+        full_name(given)
     except InputError:
         return False
     return True
