@@ -138,7 +138,7 @@ class Runner:
         if self.stopping or any(wanted.items() <= line.items() for line in read(self.rows_file)):
             return
         folder = self.output / self._folder_name(row, seed)
-        with _locked(folder.with_suffix(".lock")) as lock:
+        with locked(folder.with_suffix(".lock")) as lock:
             if lock is None:
                 print(f"{row} | seed {seed}: another copy is at it", flush=True)
                 return
@@ -207,7 +207,7 @@ def _speed_modes() -> list[str]:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[int | None]:
+def locked(path: Path) -> Iterator[int | None]:
     """Descriptor of the locked file; None if somebody else has it."""
     with path.open("w") as file:
         try:
