@@ -111,6 +111,8 @@ def test_an_overlay_trains_a_batch(name, tmp_path, monkeypatch):
     network = {"class_path": "bnfree.backbones.ReActNet18", **options.pop("backbone", {})}
     # As a config's factories: what is called with more than the file says.
     parts = {key: partial(build, v) for key, v in network.get("init_args", {}).items() if isinstance(v, dict)}
+    if network["class_path"] == "bnfree.backbones.ReActNet18":
+        parts["blocks_per_stage"] = [1, 1, 1, 1]
     backbone = build(network, **{"num_classes": 10, "in_channels": 3 if name in COLOURED else 1, "width": 4, **parts})
     if "optimizer" in options:
         optimizer = options["optimizer"]

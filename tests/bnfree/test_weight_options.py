@@ -66,9 +66,9 @@ def test_networks_train_lean_and_plain_alike(kind, transform):
     found = []
     for lean in (True, False):
         torch.manual_seed(0)
-        network = kind(
-            num_classes=3, width=4, stem="cifar", lean=lean, weight_estimator="reste", weight_transform=transform
-        ).double()
+        depth = {"blocks_per_stage": [1, 1, 1, 1]} if kind is ReActNet18 else {"repeated_blocks": 1}
+        options = {"lean": lean, "weight_estimator": "reste", "weight_transform": transform, **depth}
+        network = kind(num_classes=3, width=4, stem="cifar", **options).double()
         x = torch.randn(2, 3, 9, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         network(x).square().sum().backward()
         found.append({name: p.grad for name, p in network.named_parameters()})

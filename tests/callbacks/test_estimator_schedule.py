@@ -10,6 +10,11 @@ from bnfree.callbacks import EstimatorIndicators, EstimatorSchedule
 from bnfree.errors import InputError
 
 
+def small(**options):
+    """A network of four units."""
+    return ReActNet18(width=4, blocks_per_stage=[1, 1, 1, 1], **options)
+
+
 class Progress(Callback):
     """Of signs and weights at every step."""
 
@@ -17,13 +22,13 @@ class Progress(Callback):
         self.signs, self.weights = [], []
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        unit = pl_module.backbone.body[3][3]
+        unit = pl_module.backbone.body[3][0]
         self.signs.append(unit.rsign.estimator_progress.item())
         self.weights.append(unit.convolution.estimator_progress.item())
 
 
 def network():
-    return ReActNet18(width=4, estimator="reste", weight_estimator="ede")
+    return small(estimator="reste", weight_estimator="ede")
 
 
 @pytest.mark.parametrize(
@@ -102,7 +107,7 @@ class Gradients(Callback):
 
 def test_the_indicators_are_those_of_reste(classifier, make_trainer, make_loader):
     ours, theirs = EstimatorIndicators(), Gradients()
-    module = classifier(ReActNet18(width=4, weight_estimator="reste"))
+    module = classifier(small(weight_estimator="reste"))
     for layer in (unit.convolution for stage in module.backbone.body for unit in stage):
         layer.estimator_progress.fill_(1.0)
     trainer = make_trainer(ours, theirs)
@@ -116,7 +121,7 @@ def test_the_error_falls_and_the_instability_grows_with_the_schedule(classifier,
     found = []
     for progress in (0.0, 1.0):
         torch.manual_seed(0)
-        module = classifier(ReActNet18(width=4, weight_estimator="reste"))
+        module = classifier(small(weight_estimator="reste"))
         for layer in (unit.convolution for stage in module.backbone.body for unit in stage):
             layer.estimator_progress.fill_(progress)
         trainer = make_trainer(EstimatorIndicators(), max_steps=1)
@@ -132,4 +137,4 @@ def test_the_error_falls_and_the_instability_grows_with_the_schedule(classifier,
 )
 def test_the_indicators_refuse_what_they_cannot_measure(options, message, classifier, make_trainer, make_loader):
     with pytest.raises(InputError, match=message):
-        make_trainer(EstimatorIndicators()).fit(classifier(ReActNet18(width=4, **options)), make_loader())
+        make_trainer(EstimatorIndicators()).fit(classifier(small(**options)), make_loader())

@@ -14,6 +14,11 @@ from bnfree.convolution import BinaryConv2d
 from bnfree.errors import InputError
 
 
+def small(**options):
+    """A network of four units."""
+    return ReActNet18(width=4, blocks_per_stage=[1, 1, 1, 1], **options)
+
+
 class Record(Callback):
     """Something of the network after every batch."""
 
@@ -25,7 +30,7 @@ class Record(Callback):
 
 
 def layer_in(network):
-    return network.body[1][1].convolution
+    return network.body[1][0].convolution
 
 
 def norms(network):
@@ -47,7 +52,7 @@ def resumes(make, classifier, make_trainer, make_loader, tmp_path):
 
     def run(ckpt_path=None):
         torch.manual_seed(0)
-        module = classifier(ReActNet18(width=4), adam(0.01))
+        module = classifier(small(), adam(0.01))
         keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
         trainer = make_trainer(make(), keep, max_epochs=3, enable_checkpointing=True)
         trainer.fit(module, make_loader(), ckpt_path=ckpt_path, weights_only=True)
@@ -86,13 +91,13 @@ def test_a_projection_is_of_survivors_alone():
 @pytest.mark.parametrize(("radius", "centre"), [("initial", False), (1.0, True)])
 def test_norms_stay_over_a_training(radius, centre, classifier, make_trainer, make_loader):
     record = Record(norms)
-    module = classifier(ReActNet18(width=4), adam(0.05))
+    module = classifier(small(), adam(0.05))
     expected = norms(module.backbone) if radius == "initial" else torch.ones(8)
     fit(module, make_trainer, make_loader, LatentSphere(radius, centre), record, max_epochs=5)
     assert all(torch.allclose(found, expected, rtol=1e-5) for found in record.found)
-    free = classifier(ReActNet18(width=4), adam(0.05))
+    free = classifier(small(), adam(0.05))
     fit(free, make_trainer, make_loader, max_epochs=5)
-    assert not torch.allclose(norms(free.backbone), norms(classifier(ReActNet18(width=4)).backbone), rtol=0.2)
+    assert not torch.allclose(norms(free.backbone), norms(classifier(small()).backbone), rtol=0.2)
 
 
 def test_moments_of_adam_stay_as_they_are(classifier, make_trainer, make_loader):
@@ -100,7 +105,7 @@ def test_moments_of_adam_stay_as_they_are(classifier, make_trainer, make_loader)
     found = []
     for callbacks in ((), (LatentSphere(1.0),)):
         torch.manual_seed(0)
-        module = classifier(ReActNet18(width=4), adam(0.05))
+        module = classifier(small(), adam(0.05))
         trainer = fit(module, make_trainer, make_loader, *callbacks, max_steps=1)
         found.append(trainer.optimizers[0].state[layer_in(module.backbone).weight]["exp_avg"])
     assert torch.equal(*found)
@@ -115,7 +120,7 @@ def test_a_sphere_refuses_weight_decay_and_networks_without_one(classifier, make
     with pytest.raises(InputError, match=r"weight_decay=0\.1 shrinks"):
         fit(decayed, make_trainer, make_loader, LatentSphere())
     with pytest.raises(InputError, match="no standardised convolution"):
-        fit(classifier(ReActNet18(width=4, norm="batch_norm")), make_trainer, make_loader, LatentSphere())
+        fit(classifier(small(norm="batch_norm")), make_trainer, make_loader, LatentSphere())
     for radius in ("first", 0.0):
         with pytest.raises(InputError, match="radius"):
             LatentSphere(radius)
@@ -150,7 +155,7 @@ def test_bop_begins_with_the_signs_of_the_layer(standardize):
 
 
 def test_bop_trains_signs_and_the_optimizer_all_else(classifier, make_trainer, make_loader):
-    module = classifier(ReActNet18(width=4), lambda m: torch.optim.AdamW(m.parameters(), lr=0.01, weight_decay=0.5))
+    module = classifier(small(), lambda m: torch.optim.AdamW(m.parameters(), lr=0.01, weight_decay=0.5))
     size = layer_in(module.backbone).weight[0].numel() ** -0.5
     record = Record(lambda network: layer_in(network).weight.detach().clone())
     stem = module.backbone.stem.convolution.weight.detach().clone()
@@ -166,7 +171,7 @@ def test_bop_goes_on(classifier, make_trainer, make_loader, tmp_path):
 
 def test_bop_refuses_what_it_cannot_do(classifier, make_trainer, make_loader):
     with pytest.raises(InputError, match="no binary weights"):
-        fit(classifier(ReActNet18(width=4, binary_weights=False)), make_trainer, make_loader, Bop())
+        fit(classifier(small(binary_weights=False)), make_trainer, make_loader, Bop())
     for options in ({"gamma": 0.0}, {"threshold": -1.0}):
         with pytest.raises(InputError, match=next(iter(options))):
             Bop(**options)
@@ -178,7 +183,7 @@ def test_bop_refuses_what_it_cannot_do(classifier, make_trainer, make_loader):
 def test_latent_weights_stay_in_the_last_part_and_all_else_does_not(classifier, make_trainer, make_loader):
     record = Record(lambda network: layer_in(network).weight.detach().clone())
     gains = Record(lambda network: layer_in(network).gain.detach().clone())
-    module = classifier(ReActNet18(width=4), lambda m: torch.optim.AdamW(m.parameters(), lr=0.01, weight_decay=0.1))
+    module = classifier(small(), lambda m: torch.optim.AdamW(m.parameters(), lr=0.01, weight_decay=0.1))
     fit(module, make_trainer, make_loader, FreezeSigns(0.5), record, gains, max_epochs=3)
     moved = [not torch.equal(a, b) for a, b in zip(record.found, record.found[1:], strict=False)]
     assert moved == [True, True, False, False, False]
@@ -191,7 +196,7 @@ def test_signs_freeze_at_the_same_step_when_a_run_goes_on(classifier, make_train
 
 def test_freezing_refuses_what_it_cannot_do(classifier, make_trainer, make_loader):
     with pytest.raises(InputError, match="no binary weights"):
-        fit(classifier(ReActNet18(width=4, binary_weights=False)), make_trainer, make_loader, FreezeSigns())
+        fit(classifier(small(binary_weights=False)), make_trainer, make_loader, FreezeSigns())
     with pytest.raises(InputError, match="share=0"):
         FreezeSigns(0)
     with pytest.raises(InputError, match="no end"):
@@ -203,7 +208,7 @@ def test_freezing_refuses_what_it_cannot_do(classifier, make_trainer, make_loade
 
 @pytest.mark.parametrize(("norm", "classifier_too"), [("bn_free", True), ("bn_free", False), ("batch_norm", True)])
 def test_only_scales_and_shifts_are_trained(norm, classifier_too, classifier, make_trainer, make_loader):
-    network = ReActNet18(width=4, norm=norm)
+    network = small(norm=norm)
     affine = {n for n, p in network.named_parameters() if n.endswith("gain") or p.dim() == 1}
     head = {"classifier.weight", "classifier.bias"}
     expected = (affine | head) if classifier_too else affine - head
@@ -222,7 +227,7 @@ def test_only_scales_and_shifts_are_trained(norm, classifier_too, classifier, ma
 
 
 def test_gains_that_are_off_are_counted(classifier, make_trainer, make_loader):
-    network = ReActNet18(width=4)
+    network = small()
     with torch.no_grad():
         network.body[0][0].convolution.gain.fill_(1e-3)
     optimizer = lambda m: torch.optim.SGD([p for p in m.parameters() if p.requires_grad], lr=0.0)  # noqa: E731
@@ -273,7 +278,7 @@ class TwoSets(torch.optim.SGD):
 
 def test_gradients_are_taken_at_one_set_and_the_other_is_kept(classifier, make_trainer, make_loader, tmp_path):
     seen = Record(lambda network: network.stem.convolution.weight.mean().item())
-    module = classifier(ReActNet18(width=4), lambda m: TwoSets(m.parameters()))
+    module = classifier(small(), lambda m: TwoSets(m.parameters()))
     keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     trainer = make_trainer(ScheduleFree(), seen, keep, enable_checkpointing=True)
     trainer.fit(module, make_loader(), make_loader())
