@@ -52,6 +52,7 @@ OVERLAYS = {
     "channels_last",
     "bf16",
     "gradient_windows",
+    "cifar10_folder",
 }
 # Recipes of several stages, with the options that shorten them.
 RECIPES = {
@@ -157,6 +158,15 @@ def test_lottery_trains_its_first_level(name, data_dir, tmp_path, monkeypatch):
     assert results[0]["density"] == 1
     assert results[1]["density"] == pytest.approx(0.5, abs=1e-3)
     assert (run / "levels.csv").is_file()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_cifar_as_image_files(data_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([*arguments_of("cifar10_folder", tmp_path / "run", data_dir), "--data.limit_train=20"]) == 0
+    data = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data"]
+    assert data["class_path"] == "bnfree.datamodules.ImageFolderDataModule"
+    assert (data["init_args"]["normalization"], data["init_args"]["batch_size"]) == ("cifar10", 4)
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ def program(name):
 
 
 def command(beginning):
+    """The words of the one command that begins so."""
     (found,) = re.findall(rf"```bash\n({re.escape(beginning)}.*?)```", TEXT, re.DOTALL)
     return shlex.split(found.replace("\\\n", " "))
 
@@ -57,8 +58,27 @@ def test_a_command_of_ones_own(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "run" / "checkpoints" / "best.ckpt").is_file()
 
 
+@pytest.mark.slow
+def test_a_function_that_makes_a_network(tmp_path, capsys):
+    pytest.importorskip("timm")
+    (config,) = re.findall(r"```yaml\n# timm.yaml\n(.*?)```", TEXT, re.DOTALL)
+    (tmp_path / "timm.yaml").write_text(config)
+    words = [*command("bnfree fit --config quickstart --config timm.yaml")[1:], *SHORT, "--trainer.max_epochs=1"]
+    words += ["--test_after_fit=false", "--run_dir=run"]
+    assert main([*words, "--trainer.callbacks=bnfree.callbacks.AdaptiveGradientClipping"]) == 0
+    assert main(["validate", "--ckpt_path=run/checkpoints/last.ckpt", "--trainer.limit_val_batches=1"]) == 0
+    assert main(["fit", "--config=quickstart", "--model.backbone=timm.create_model", "--model.backbone.width=4"]) == 2
+    assert "take TimmNetwork" in capsys.readouterr().err
+
+
 def test_a_network_of_torchvision_from_the_command_line(tmp_path):
-    words = [*command("bnfree fit")[1:], *SHORT, "--trainer.max_epochs=1", "--test_after_fit=false", "--run_dir=run"]
+    words = [
+        *command("bnfree fit --config quickstart --model.backbone")[1:],
+        *SHORT,
+        "--trainer.max_epochs=1",
+        "--test_after_fit=false",
+        "--run_dir=run",
+    ]
     callbacks = "--trainer.callbacks=bnfree.callbacks.AdaptiveGradientClipping"
     assert main([*words, callbacks]) == 0
     assert (tmp_path / "run" / "metrics.csv").is_file()

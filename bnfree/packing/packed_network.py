@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from bnfree.packing.info import NetworkInfo
 from bnfree.packing.layers import PackedLayers
 from bnfree.packing.preprocessing import Picture, Prediction, check_readable, is_picture, most_probable, prepare
 from bnfree.packing.real_weights import RealPrecision
+
+if TYPE_CHECKING:
+    from PIL.Image import Image  # noqa: F401 - those who read annotations look here for what `Picture` names
 
 # Pictures in memory at a time.
 BATCH = 64

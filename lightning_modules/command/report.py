@@ -17,10 +17,12 @@ Runs whose configs differ in seeds alone are shown as one, mean and spread; the 
 differs in their configs. A figure has a panel for whatever the runs have recorded: accuracy, loss, learning rate,
 clipped fraction (bnfree.callbacks.AdaptiveGradientClipping), sign flips and gains (bnfree.callbacks.WeightDynamics).
 
-Given the directory of a lottery, it writes what bnfree lottery report does."""
+Given the directory of a sweep, it labels its runs by what is varied, and writes into it. Given that of a lottery, it
+writes what bnfree lottery report does."""
 EXAMPLES = """\
   bnfree report runs/quickstart/20260101-120000
-  bnfree report runs/bn_free-* runs/batch_norm-* --output comparison
+  bnfree report runs/cifar10_small/* --output comparison
+  bnfree report runs/quickstart-sweep
   bnfree report A B --label "with clipping" --label without"""
 MISSING_RUN = "RUN is required and not given; name one or several run directories of bnfree fit."
 
@@ -64,7 +66,7 @@ def _figures(group: Group, stage: int) -> str:
 
 def _parser() -> ActionParser:
     parser = ActionParser("bnfree report", DESCRIPTION, EXAMPLES, missing=MISSING_RUN)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="directory of bnfree fit, recipe or lottery run")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="directory of bnfree fit, recipe, sweep or lottery run")
     parser.add_argument(
         "--output",
         metavar="DIR",

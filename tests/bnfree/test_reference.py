@@ -223,3 +223,13 @@ def test_the_argument_decides_about_the_shortcut_of_latent_weights(shortcut):
     assert relative(other.double()(batch), public(batch)) > 0.01
     default = load_checkpoint(public.state_dict())
     assert default.body[1][0].projection.binary_weights
+
+
+def test_the_readme_reads_a_published_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saved(randomized("18", "bf", True, **SMALL["18"]), tmp_path)
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (code,) = [text for text in readme.split("```python\n")[1:] if text.startswith("from bnfree.reference")]
+    names: dict[str, object] = {}
+    exec(code.partition("```")[0], names)
+    assert isinstance(names["network"], ReActNet18)
