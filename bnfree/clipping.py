@@ -109,7 +109,7 @@ def clip_units_(
     for group in groups.values():
         gradients = [p.grad for p in group if p.grad is not None]
         first = gradients[0]
-        limit = _unit_norms(group).clamp_(min=eps).mul_(clip_factor)
+        limit = _limits(group, clip_factor, eps)
         norm, power = _unit_norms(gradients), powers.get((first.device, first.dtype))
         if power is None and not bool(norm.isfinite().all()):
             # Computed twice in this case only; an accelerator, which must not be waited for, always is prepared.
@@ -127,6 +127,20 @@ def clip_units_(
         if count:
             measured[norm.device].append((norm.view(-1), limit.view(-1)))
     return [_count(pairs) for pairs in measured.values()]
+
+
+def _limits(group: list[Tensor], clip_factor: float, eps: float) -> Tensor:
+    """Greatest gradient norms of all units of a group.
+
+    On an accelerator a unit whose weight's squares overflow (numbers of 1e18 in float32) is not clipped.
+    """
+    norms = _unit_norms(group)
+    if _is_at_hand(norms) and not bool(norms.isfinite().all()):
+        smaller = SAFE[norms.dtype][1]
+        # In the dtype of the norms, where the small numbers of narrow dtypes have digits.
+        scaled = _unit_norms([weight.to(norms.dtype) * smaller for weight in group])
+        return scaled.mul_(clip_factor).div_(smaller).clamp_(min=eps * clip_factor)
+    return norms.clamp_(min=eps).mul_(clip_factor)
 
 
 def _count(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -46,10 +46,11 @@ class WeightSign(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """The scale is a constant of the method (detached), so it has no gradient."""
         weight, scale = ctx.saved_tensors
-        # A filter of scale 0 gives nothing and gets nothing.
-        inverse = torch.where(scale > 0, 1 / scale, 0.0)
+        # A filter of scale 0 gives nothing and gets nothing; the inverse of a subnormal scale overflows.
+        inverse = 1 / scale
+        divided = torch.where(inverse < torch.inf, gradient * inverse, gradient / scale)
         through = weight.abs() <= 1 if ctx.slope is None else ctx.slope(weight * ctx.root)
-        return gradient * inverse * through, None, None, None
+        return torch.where(scale > 0, divided, 0.0) * through, None, None, None
 
 
 def standardize_weight(weight: Tensor, mask: Tensor | None = None, eps: float = 1e-5) -> Tensor:
@@ -65,7 +66,8 @@ def standardize_weight(weight: Tensor, mask: Tensor | None = None, eps: float = 
         eps: added to the std.
 
     Returns:
-        Same shape and dtype; 0 where masked.
+        Same shape and dtype; 0 where masked. Filters whose squares overflow (weights from some 1e18 on in float32) are
+        NaN, and not silently 0.
     """
     dims = tuple(range(1, weight.dim()))
     if mask is None:
@@ -80,10 +82,11 @@ def standardize_weight(weight: Tensor, mask: Tensor | None = None, eps: float = 
     centred = (kept - mean) * mask
     variance = centred.square().sum(dims, keepdim=True) / count
     # Of equal weights, what the rounding of their mean leaves.
-    flat = variance <= (8 * torch.finfo(weight.dtype).eps * mean).square()
+    flat = (variance <= (8 * torch.finfo(weight.dtype).eps * mean).square()) & (variance < torch.inf)
     return torch.where(flat, kept, centred) / ((_root(variance.masked_fill(flat, 1)) + eps) * count.sqrt())
 
 
 def _root(variance: Tensor) -> Tensor:
     # A filter of equal weights has variance 0, where the root's derivative is infinite and would give NaN gradients.
-    return variance.clamp(min=1e-30).sqrt()
+    # Where squares overflow, all divided by an infinity would silently be 0.
+    return variance.masked_fill(variance == torch.inf, torch.nan).clamp(min=1e-30).sqrt()

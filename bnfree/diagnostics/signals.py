@@ -90,19 +90,23 @@ def measure_signals(network: nn.Module, images: Tensor) -> list[UnitSignal]:
 
 
 def _statistics(unit: ResidualUnit, x: Tensor) -> Tensor:
-    x = x.float()
+    # Squares of signals from 1e19 on overflow in float32, and those of 1e-23 vanish.
+    wide = torch.float64 if x.device.type in ("cpu", "cuda") else torch.float32
+    x = x.to(wide)
+    smallest = torch.finfo(wide).tiny
     variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
-    beta = x.new_ones(()) if unit.beta is None else unit.beta.float()
-    presign = beta * x + unit.rsign.shift.float().view(1, -1, 1, 1)
-    imbalance = torch.where(presign >= 0, 1.0, -1.0).mean((0, 2, 3)).abs()
+    beta = x.new_ones(()) if unit.beta is None else unit.beta.to(wide)
+    presign = beta * x + unit.rsign.shift.to(wide).view(1, -1, 1, 1)
+    imbalance = torch.where(presign >= 0, 1.0, -1.0).to(wide).mean((0, 2, 3)).abs()
     return torch.stack(
         [
             mean.abs().mean(),
-            (mean.abs() / variance.sqrt().clamp(min=1e-12)).mean(),
+            # A constant channel has a drift of 1e12, one of zeros has none.
+            (mean.abs() / variance.sqrt().maximum(1e-12 * mean.abs()).clamp(min=smallest)).mean(),
             variance.mean(),
             beta**-2,
             imbalance.mean(),
             imbalance.max(),
-            (presign.abs() < 1).float().mean(),
+            (presign.abs() < 1).to(wide).mean(),
         ]
     )

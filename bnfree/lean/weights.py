@@ -173,7 +173,7 @@ def _centre(rows: Tensor, kept: Tensor | None, rule: WeightRule) -> tuple[Tensor
         centre = rows.mean(1)
         centred = rows - centre.unsqueeze(1)
         smallest = SMALLEST_ROOT * size**0.5
-        norm = torch.linalg.vector_norm(centred, dim=1)
+        norm = _norms(centred)
         divisor = norm.clamp(min=smallest).add_(rule.eps * size**0.5)
         # Rows without a spread have the curvature 0.
         curvature = torch.threshold(norm, smallest, torch.inf).mul_(divisor).mul_(divisor).reciprocal_()
@@ -188,7 +188,7 @@ def _centre(rows: Tensor, kept: Tensor | None, rule: WeightRule) -> tuple[Tensor
     surviving = rows * kept
     centre = surviving.sum(1) / count
     centred = (surviving - centre.unsqueeze(1)).mul_(kept)
-    norm = torch.linalg.vector_norm(centred, dim=1)
+    norm = _norms(centred)
     # Rows of equal survivors are not centred: their mean would erase them.
     flat = norm <= largest * centre.abs()
     centre = centre.masked_fill(flat, 0)
@@ -198,6 +198,12 @@ def _centre(rows: Tensor, kept: Tensor | None, rule: WeightRule) -> tuple[Tensor
     bent = ~flat & (norm > smallest)
     curvature = norm.masked_fill(~bent, torch.inf).mul_(divisor).mul_(divisor).reciprocal_()
     return centred, [centre, divisor, curvature, ~flat / count]
+
+
+def _norms(rows: Tensor) -> Tensor:
+    """Norm of each row; NaN where finite squares overflow, since all divided by an infinity would silently be 0."""
+    norms = torch.linalg.vector_norm(rows, dim=1)
+    return norms.masked_fill_(norms == torch.inf, torch.nan)
 
 
 def _centred(rows: Tensor, kept: Tensor | None, centre: Tensor, rule: WeightRule) -> Tensor:
