@@ -115,6 +115,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "schedule_free": "bnfree.optimizers.schedule_free.AdamWScheduleFree",
     },
     "callback": {
+        "attacked_accuracy": "bnfree.callbacks.robustness.AttackedAccuracy",
+        "corrupted_accuracy": "bnfree.callbacks.robustness.CorruptedAccuracy",
         "forgetting_scores": "bnfree.callbacks.forgetting_scores.ForgettingScores",
         "estimator_schedule": "bnfree.callbacks.estimator_schedule.EstimatorSchedule",
         "latent_sphere": "bnfree.callbacks.latent_sphere.LatentSphere",
@@ -125,7 +127,11 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "alpha_batch_norm": "bnfree.callbacks.alpha_batch_norm.AlphaBatchNorm",
         "estimator_indicators": "bnfree.callbacks.estimator_indicators.EstimatorIndicators",
     },
-    "model": {},
+    "model": {
+        "adversarial_training": "bnfree.lightning_modules.modules.robust_classifiers.AdversarialClassifier",
+        "feature_attack": "bnfree.lightning_modules.modules.robust_classifiers.FeatureAttackClassifier",
+        "adversarial_style": "bnfree.lightning_modules.modules.robust_classifiers.StyleClassifier",
+    },
     "data": {},
     # What `bnfree analyse` and `bnfree score-data` compute.
     "analysis": {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -307,6 +307,23 @@ class ReActNet(nn.Module):
             x = self._run(self.body[stage.start : stage.stop], x)
             maps.append(x)
         return maps
+
+    def until_stage(self, images: Tensor, stage: int) -> Tensor:
+        """The feature map (N, C, H', W') behind the stage of that number, from 0, of images (N, in_channels, H, W)."""
+        return self._run(self.body[: self.feature_info[stage].stop], self.stem(images))
+
+    def from_stage(self, x: Tensor, stage: int) -> Tensor:
+        """Logits (N, num_classes) of the feature map behind a stage: what `forward` does after `until_stage`."""
+        features = self._run(self.body[self.feature_info[stage].stop :], x)
+        return features.mean((2, 3)) if self.classifier is None else self.classifier(features.mean((2, 3)))
+
+    def from_features(self, images: Tensor, changes: Mapping[int, Callable[[Tensor], Tensor]]) -> Tensor:
+        """Logits of images (N, in_channels, H, W) with the feature maps behind some stages changed on their way."""
+        x = self.stem(images)
+        for number, stage in enumerate(self.feature_info):
+            x = self._run(self.body[stage.start : stage.stop], x)
+            x = changes[number](x) if number in changes else x
+        return self.from_stage(x, len(self.feature_info) - 1)
 
     def _run(self, body: nn.Sequential, x: Tensor) -> Tensor:
         return run_chain(body, x, ResidualUnit, self.fast) if self.lean else body(x)
