@@ -50,7 +50,29 @@ def fold(
         InputError: another kind of network, real weights where they should be binary (step 1), or constants that are
             not finite.
     """
-    model = _check_kind(uncompiled(model))
+    architecture, stem, units = fold_body(model, convolution_precision, with_head=True)
+    classifier = _fold_classifier(cast(nn.Module, uncompiled(model).classifier), classifier_precision)
+    layers = PackedLayers(architecture, stem, units, classifier)
+    # Products of finite numbers can leave the range of float32.
+    _check_finite(tensors_of(layers))
+    return layers
+
+
+@torch.no_grad()
+def fold_body(
+    model: nn.Module, precision: RealPrecision = "float32", with_head: bool = False
+) -> tuple[str, PackedStem, tuple[PackedUnit, ...]]:
+    """Name of the class, stem and units of a trained network.
+
+    Args:
+        model: see `fold`; it may also have `features_only=True`.
+        precision: how stem and real shortcuts are stored.
+        with_head: whether the network must have a head.
+
+    Raises:
+        InputError: as of `fold`.
+    """
+    model = _check_kind(uncompiled(model), with_head)
     units = _units_of(model)
     _check_finite(model.state_dict().items())
     for name, unit in units.items():
@@ -59,25 +81,20 @@ def fold(
                 f"model has real weights in {name}.convolution, as after training step 1; only networks with "
                 "binary_weights=True (step 2) can be packed."
             )
-    layers = PackedLayers(
-        architecture=type(model).__name__,
-        stem=_fold_stem(model.stem, convolution_precision),
-        units=tuple(_fold_unit(name, unit, convolution_precision) for name, unit in units.items()),
-        classifier=_fold_classifier(cast(nn.Module, model.classifier), classifier_precision),
-    )
-    # Products of finite numbers can leave the range of float32.
-    _check_finite(tensors_of(layers))
-    return layers
+    stem = _fold_stem(model.stem, precision)
+    folded = tuple(_fold_unit(name, unit, precision) for name, unit in units.items())
+    _check_finite(tensors_of((stem, *folded)))
+    return type(model).__name__, stem, folded
 
 
-def _check_kind(model: nn.Module) -> ReActNet:
+def _check_kind(model: nn.Module, with_head: bool) -> ReActNet:
     own = [getattr(type(model), name, None) is getattr(ReActNet, name) for name in ("forward", "features")]
     if not isinstance(model, ReActNet) or not all(own) or type(model.stem) is not Stem:
         raise InputError(
             f"model is {type(model).__name__}; packing needs a ReActNet18, a ReActNetA or another network of a Stem, "
             "ResidualUnits and a linear classifier."
         )
-    if model.classifier is None:
+    if with_head and model.classifier is None:
         raise InputError("model has features_only=True; packing needs a network with a head.")
     return model
 
