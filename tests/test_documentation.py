@@ -73,6 +73,20 @@ def test_the_estimator_has_its_own_gradient():
     assert gradient.tolist() == [0.5, 1.0, 0.0]
 
 
+def test_the_transform_is_in_front_of_signs_and_the_optimizer_steps_by_signs():
+    from bnfree.backbones import ReActNet18
+
+    torch.manual_seed(0)
+    transform, optimizer = example("my_transforms.py")["Softsign"], example("my_optimizers.py")["SignDescent"]
+    network = ReActNet18(num_classes=3, width=4, blocks_per_stage=[1, 1, 1, 1], weight_transform=transform)
+    layer = network.body[0][0].convolution
+    torch.testing.assert_close(layer.latent_weight(), layer.weight / (1 + layer.weight.abs()))
+    before = layer.weight.detach().clone()
+    network(torch.randn(2, 3, 16, 16)).square().sum().backward()
+    optimizer(network.parameters(), lr=0.25).step()
+    torch.testing.assert_close(before - layer.weight.detach(), 0.25 * layer.weight.grad.sign())
+
+
 def test_backbone_data_module_and_callback_train_together(tmp_path):
     torch.manual_seed(0)
     network = example("my_networks.py")["TinyNet"](num_classes=2, width=8, in_channels=1)
@@ -91,9 +105,11 @@ def test_backbone_data_module_and_callback_train_together(tmp_path):
 FIT = ("--config", "quickstart", "--trainer.max_epochs=1", "--model.backbone.width=4", "--test_after_fit=false")
 ON_THE_COMMAND_LINE = (
     "--model.backbone.estimator=my_estimators.Triangle",
+    "--model.backbone.weight_transform=my_transforms.Softsign",
     "--model.backbone.norm=my_normalizers.RootMeanSquare",
     "--model.backbone.head=my_heads.NoBias",
     "--model.loss=my_losses.brier",
+    "--model.optimizer=my_optimizers.SignDescent",
     "--trainer.callbacks+=my_callbacks.SignBalance",
 )
 
@@ -114,10 +130,12 @@ def test_parts_of_a_network_are_named_in_yaml_and_on_the_command_line(command, e
     assert options["norm"] == "my_normalizers.RootMeanSquare"
     assert options["head"] == "my_heads.NoBias"
     assert config["model"]["init_args"]["loss"] == "my_losses.brier"
+    assert config["model"]["init_args"]["optimizer"]["class_path"] == "my_optimizers.SignDescent"
     assert config["trainer"]["callbacks"][-1]["class_path"] == "my_callbacks.SignBalance"
     checkpoint = torch.load(elsewhere / how / "checkpoints" / "last.ckpt", weights_only=True)
     assert "backbone.classifier.bias" not in checkpoint["state_dict"]
     assert "backbone.stem.normalizer.weight" in checkpoint["state_dict"]
+    assert "backbone.body.0.0.convolution.weight_transform.width" in checkpoint["state_dict"]
     # A fresh process, which knows the checkpoint alone: it lies in no run.
     (elsewhere / f"{how}.ckpt").write_bytes((elsewhere / how / "checkpoints" / "last.ckpt").read_bytes())
     assert accuracy(command("test", f"--ckpt_path={how}.ckpt")) > 0.05
