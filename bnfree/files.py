@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,7 +59,9 @@ def is_full_disk(error: BaseException) -> bool:
     """Whether an error, or one that it comes from, says that there is no space left, or no more for this user."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in FULL:
+        # Libraries in Rust, such as safetensors, have the number in their text.
+        number = re.search(r"\(os error (\d+)\)", str(seen))
+        if (isinstance(seen, OSError) and seen.errno in FULL) or (number and int(number[1]) in FULL):
             return True
         seen = seen.__cause__ or seen.__context__
     return False

@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import nn
 
+from bnfree import checksums
 from bnfree.callbacks.networks import network_to_call
 from bnfree.callbacks.rewind_checkpoint import write_rewind_point
 from bnfree.callbacks.run_files import run_directory
@@ -210,7 +210,7 @@ class LotteryTicket(Callback):
         gradients = loss_gradients(trainer, pl_module, backbone_of(pl_module), self._layers)
         if trainer.is_global_zero:
             with whole_file(self._directory / GRADIENTS) as unfinished:
-                torch.save(gradients, unfinished)
+                checksums.save(gradients, unfinished)
         trainer.strategy.barrier("gradients.pt")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from bnfree import checksums
 from bnfree.callbacks.adaptive_gradient_clipping import AdaptiveGradientClipping
 from bnfree.callbacks.non_finite_step import Step, record, where, where_in_validation
 from bnfree.callbacks.run_files import run_directory
@@ -216,7 +217,7 @@ class NonFiniteStop(Callback):
         own_file = file if trainer.is_global_zero else file.with_name(f"non_finite_rank{trainer.global_rank}.pt")
         if trainer.is_global_zero or bad_batch is not None:
             with whole_file(own_file) as unfinished:
-                torch.save({**content, "place": place}, unfinished)
+                checksums.save({**content, "place": place}, unfinished)
         if may_skip:
             rank_zero_warn(f"{place}. The step is left out, as later ones will be without a word; {file} replays it.")
             return

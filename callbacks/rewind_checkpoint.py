@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
+from bnfree import checksums
 from bnfree.files import whole_file
 from bnfree.tickets import take_snapshot
 
@@ -49,7 +50,7 @@ def write_rewind_point(trainer: Trainer, pl_module: LightningModule, network: nn
             _before_the_batch(content["checkpoint"], trainer)
     if trainer.is_global_zero:
         with whole_file(path) as unfinished:
-            torch.save(content, unfinished)
+            checksums.save(content, unfinished)
 
 
 def _before_the_batch(checkpoint: dict[str, Any], trainer: Trainer) -> None:

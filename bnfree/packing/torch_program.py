@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,7 +40,10 @@ def export_program(layers: PackedLayers, info: NetworkInfo) -> torch.export.Expo
 
 def save_program(layers: PackedLayers, info: NetworkInfo, path: str | os.PathLike[str]) -> None:
     """Writes the program, customarily `*.pt2`, for `torch.export.load(path).module()`."""
-    torch.export.save(export_program(layers, info), path, extra_files={INFO: json.dumps(info.to_dict())})
+    # Through memory: torch's own writer does not say why it fails.
+    content = io.BytesIO()
+    torch.export.save(export_program(layers, info), content, extra_files={INFO: json.dumps(info.to_dict())})
+    Path(path).write_bytes(content.getbuffer())
 
 
 def load_program(path: str | os.PathLike[str]) -> Callable[[Tensor], Tensor]:

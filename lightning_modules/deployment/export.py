@@ -16,7 +16,8 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from bnfree.datamodules.base import ImageDataModule
-from bnfree.errors import InputError
+from bnfree.errors import InputError, MachineError
+from bnfree.files import full_disk, is_full_disk
 from bnfree.lightning_modules.deployment.check import Check, check
 from bnfree.lightning_modules.deployment.image_batches import find_images, read_batches
 from bnfree.lightning_modules.deployment.network_info import network_info
@@ -232,8 +233,10 @@ def _unfinished(kind: ExportFormat, place: Path) -> Iterator[tuple[Path, Callabl
 def _write(kind: ExportFormat, packed: PackedNetwork, path: Path, masks: MaskForm, place: Path) -> None:
     try:
         kind.write(packed, path, masks)
-    except OSError as error:
-        raise InputError(f"output={str(place)!r} cannot be written ({error.strerror}).") from error
+    except (OSError, MachineError) as error:
+        if is_full_disk(error):
+            raise full_disk(place) from error
+        raise InputError(f"output={str(place)!r} cannot be written ({getattr(error, 'strerror', error)}).") from error
 
 
 def _place(settings: ExportSettings, kind: ExportFormat, source: Path) -> Path:

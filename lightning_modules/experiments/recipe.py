@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import yaml
 
+from bnfree.files import whole_file
 from bnfree.lightning_modules.experiments.planned_runs import carry_out
 from bnfree.lightning_modules.experiments.recipe_file import RecipeSettings
 from bnfree.lightning_modules.experiments.recipe_plan import plan_recipe
@@ -41,7 +42,8 @@ def run_recipe(settings: RecipeSettings) -> RecipeResult:
         for number, plan in enumerate(plans, 1):
             if plan.result is None and not is_child():
                 sources = {"stages": {stage.name: {"init_from": stage.init_from} for stage in stages}}
-                (settings.directory / RECIPE).write_text(yaml.safe_dump(sources, sort_keys=False))
+                with whole_file(settings.directory / RECIPE) as unfinished:
+                    unfinished.write_text(yaml.safe_dump(sources, sort_keys=False))
             carry_out(plan, f"{number} of {len(plans)}")
     results = {stage.name: read_result(settings.directory / stage.name) for stage in stages}
     return RecipeResult(settings.directory, results)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from bnfree.checksums import value_bytes
 from bnfree.errors import InputError
+from bnfree.files import full_disk, is_full_disk
 from bnfree.lightning_modules.modules.teacher import Teacher
 
 FORMAT = "bnfree teacher logits 1"
@@ -167,8 +168,14 @@ class TeacherLogits:
                 whole.replace(self._path(variant))
                 for part in parts:
                     part.unlink(missing_ok=True)
-        except OSError as error:
-            raise InputError(f"logits_cache={str(self.folder)!r} cannot be written to ({error}).") from error
+        except BaseException as error:
+            for unfinished in (parts[trainer.global_rank], self.folder / f"{name}.unfinished"):
+                unfinished.unlink(missing_ok=True)
+            if is_full_disk(error):
+                raise full_disk(self._path(variant)) from error
+            if isinstance(error, OSError | SafetensorError):
+                raise InputError(f"logits_cache={str(self.folder)!r} cannot be written to ({error}).") from error
+            raise
         trainer.strategy.barrier("teacher logits")
         rank_zero_info(
             f"Teacher logits of variant {variant + 1} of {self._variants} in {time.monotonic() - start:.1f} s: "

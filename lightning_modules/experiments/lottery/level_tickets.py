@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bnfree import checksums
 from bnfree.convolution import BinaryConv2d
 from bnfree.errors import InputError
 from bnfree.files import whole_file
@@ -256,7 +257,7 @@ def write_start(rewind_point: dict[str, Any], ticket: Ticket, path: Path) -> Non
     else:
         checkpoint["state_dict"] = _with(checkpoint["state_dict"], start, ticket.masks)
     with whole_file(path) as unfinished:
-        torch.save(checkpoint, unfinished)
+        checksums.save(checkpoint, unfinished)
 
 
 def _with(state: dict[str, Tensor], weights: dict[str, Tensor], masks: Masks) -> dict[str, Tensor]:

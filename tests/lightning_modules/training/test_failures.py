@@ -3,13 +3,11 @@
 import csv
 import errno
 import os
-import resource
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
 from small_data import write_image
+from small_disk import small_disk, unfinished
 
 from bnfree.callbacks.run_files import write_csv
 from bnfree.errors import MachineError
@@ -17,21 +15,6 @@ from bnfree.files import whole_file
 from bnfree.lightning_modules import FitSettings, fit
 from bnfree.lightning_modules.training.checkpoints import AtomicCheckpointIO
 from bnfree.lightning_modules.training.loggers import ContinuedCSVLogger
-
-
-@contextmanager
-def small_disk(size):
-    """Files cannot become larger than `size` bytes: writing beyond fails as on a full disk, with the system's error."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def unfinished(directory):
-    return [path for path in Path(directory).rglob("*") if "unfinished" in path.name]
 
 
 def test_a_checkpoint_that_does_not_fit_leaves_the_earlier_one(tmp_path):
