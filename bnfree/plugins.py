@@ -117,6 +117,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "callback": {
         "attacked_accuracy": "bnfree.callbacks.robustness.AttackedAccuracy",
         "corrupted_accuracy": "bnfree.callbacks.robustness.CorruptedAccuracy",
+        "weight_shape": "bnfree.callbacks.weight_shape.WeightShape",
         "forgetting_scores": "bnfree.callbacks.forgetting_scores.ForgettingScores",
         "estimator_schedule": "bnfree.callbacks.estimator_schedule.EstimatorSchedule",
         "latent_sphere": "bnfree.callbacks.latent_sphere.LatentSphere",

@@ -66,7 +66,7 @@ RECIPES = {
 }  # fmt: skip
 
 # Levels of a lottery, likewise.
-LOTTERIES = {"digits_lottery": [], "cifar10_lottery_small": SMALL_FOLDER}
+LOTTERIES = {"digits_lottery": [], "digits_data_efficient_lottery": [], "cifar10_lottery_small": SMALL_FOLDER}
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,9 @@ def test_recipe_of_stages_trains(name, data_dir, tmp_path, monkeypatch):
     assert binary[-2:] == [False, True]
 
 
-@pytest.mark.parametrize("name", ["digits_lottery", pytest.param("cifar10_lottery_small", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", [name if name == "digits_lottery" else pytest.param(name, marks=pytest.mark.slow) for name in LOTTERIES]
+)
 @pytest.mark.filterwarnings("ignore")
 def test_lottery_trains_its_first_level(name, data_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -156,6 +158,8 @@ def test_lottery_trains_its_first_level(name, data_dir, tmp_path, monkeypatch):
     results = [yaml.safe_load((run / "seed_3" / f"level_0{i}" / "finished.yaml").read_text()) for i in (0, 1)]
     assert [result["steps"] for result in results] == [2, 2]
     assert results[0]["density"] == 1
+    data = [yaml.safe_load((run / "seed_3" / f"level_0{i}" / "config.yaml").read_text())["data"] for i in (0, 1)]
+    assert data[0] == data[1]
     assert results[1]["density"] == pytest.approx(0.5, abs=1e-3)
     assert (run / "levels.csv").is_file()
 

@@ -21,7 +21,7 @@ def test_they_are_logged_beside_the_accuracy_and_an_attack_lowers_it(tmp_path):
     )  # fmt: skip
     data = DigitsDataModule(batch_size=32)
     trainer = Trainer(
-        accelerator="cpu", max_epochs=1, limit_val_batches=0, limit_test_batches=1, logger=False,
+        accelerator="cpu", max_epochs=2, limit_val_batches=0, limit_test_batches=1, logger=False,
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, default_root_dir=tmp_path,
         callbacks=[AttackedAccuracy(epsilon=0.1, step_size=0.05, steps=3), CorruptedAccuracy(["contrast"], [1, 5])],
     )  # fmt: skip
