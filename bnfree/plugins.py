@@ -125,6 +125,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "freeze_signs": "bnfree.callbacks.freeze_signs.FreezeSigns",
         "affine_only": "bnfree.callbacks.affine_only.AffineOnly",
         "schedule_free_weights": "bnfree.callbacks.schedule_free.ScheduleFree",
+        "periodic_regularizer": "bnfree.callbacks.periodic_regularizer.PeriodicRegularizer",
         "alpha_batch_norm": "bnfree.callbacks.alpha_batch_norm.AlphaBatchNorm",
         "estimator_indicators": "bnfree.callbacks.estimator_indicators.EstimatorIndicators",
     },

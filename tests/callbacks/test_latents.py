@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from bnfree.backbones import ReActNet18
-from bnfree.callbacks import AffineOnly, Bop, FreezeSigns, LatentSphere, ScheduleFree
+from bnfree.callbacks import AffineOnly, Bop, FreezeSigns, LatentSphere, PeriodicRegularizer, ScheduleFree
 from bnfree.callbacks.bop import flip, to_signs
 from bnfree.callbacks.latent_sphere import project_to_sphere
 from bnfree.convolution import BinaryConv2d
@@ -247,6 +247,33 @@ def test_affine_training_refuses_a_network_without_any(classifier, make_trainer,
 
     with pytest.raises(InputError, match="no gains, shifts or normalisers"):
         fit(classifier(Plain()), make_trainer, make_loader, AffineOnly())
+
+
+# Periodic weights
+
+
+@pytest.mark.parametrize("kind", ["cos2", "sin2"])
+def test_the_regulariser_is_the_gradient_of_its_mean(kind, classifier, make_trainer, make_loader):
+    found = []
+    for callbacks in ((), (PeriodicRegularizer(kind, 0.5),)):
+        torch.manual_seed(0)
+        network = small(weight_transform="biper")
+        weight = layer_in(network).weight
+        start = weight.detach().clone().requires_grad_()
+        module = classifier(network, lambda m: torch.optim.SGD(m.parameters(), lr=1.0))
+        fit(module, make_trainer, make_loader, *callbacks, max_steps=1)
+        found.append(weight.detach())
+    square = (torch.sin if kind == "sin2" else torch.cos)(20 * start).square()
+    (gradient,) = torch.autograd.grad(0.5 * square.mean(), start)
+    torch.testing.assert_close(found[0] - found[1], gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_the_regulariser_refuses_what_is_not_periodic(classifier, make_trainer, make_loader):
+    with pytest.raises(InputError, match="weight_transform='biper'"):
+        fit(classifier(small()), make_trainer, make_loader, PeriodicRegularizer())
+    for options in ({"kind": "tan2"}, {"strength": 0.0}):
+        with pytest.raises(InputError, match=next(iter(options))):
+            PeriodicRegularizer(**options)
 
 
 # Averaged weights in place of a schedule
