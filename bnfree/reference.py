@@ -1,22 +1,25 @@
-"""Reads the checkpoints of the public code: VITA-Group/BNN_NoBN and liuzechun/ReActNet.
+"""Reads the checkpoints of the public code: VITA-Group/BNN_NoBN, liuzechun/ReActNet and Ruichen0424/AB-BNN.
 
-The networks are those of "BNN - BN = ?" (arXiv 2104.08215) and ReActNet (Liu et al., ECCV 2020). Their files hold names
-and tensors only, so that alpha, beta, the stride of ReActNet-A's stem and whether the weights are binary at all follow
-from the arguments here. Files are opened with `weights_only=True`: no code in them runs.
+The networks are those of "BNN - BN = ?" (arXiv 2104.08215), ReActNet (Liu et al., ECCV 2020) and A&B BNN (CVPR 2024,
+arXiv 2403.03739). Their files hold names and tensors only, so that alpha, beta, the stride of ReActNet-A's stem and
+whether the weights are binary at all follow from the arguments here. Files are opened with `weights_only=True`: no code
+in them runs.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bnfree.backbones import ReActNet18, ReActNetA
-from bnfree.backbones.residual import StemKind
+from bnfree.backbones.residual import ResidualUnit, StemKind
 from bnfree.errors import InputError
 from bnfree.state_dicts import read_state_dict
 
@@ -28,6 +31,7 @@ UNIT_18 = {
     "projection_norm": "downsample.2",
     "rprelu.shift_in": "move1.bias",
     "rprelu.slope": "prelu.weight",
+    "rprelu.exponent": "prelu.L_alpha",
     "rprelu.shift_out": "move2.bias",
 }
 UNITS_A = (
@@ -37,6 +41,7 @@ UNITS_A = (
         "batch_norm": "bn1",
         "rprelu.shift_in": "move12.bias",
         "rprelu.slope": "prelu1.weight",
+        "rprelu.exponent": "prelu1.L_alpha",
         "rprelu.shift_out": "move13.bias",
     },
     {
@@ -45,6 +50,7 @@ UNITS_A = (
         "batch_norm": "bn2",
         "rprelu.shift_in": "move22.bias",
         "rprelu.slope": "prelu2.weight",
+        "rprelu.exponent": "prelu2.L_alpha",
         "rprelu.shift_out": "move23.bias",
     },
 )
@@ -56,7 +62,7 @@ MARK_18, MARK_A, MARK_AB = "layer1.0.move0.bias", "feature.0.conv1.weight", ".L_
 def is_public_checkpoint(state_dict: Mapping[str, Any]) -> bool:
     """Whether the keys are those of a public network, so that `load_checkpoint` is the one to ask.
 
-    Looks at names alone. True also for the checkpoints of A&B BNN, which `load_checkpoint` refuses with the reason.
+    Looks at names alone.
 
     Args:
         state_dict: state dict, or a checkpoint with one under `state_dict`, with or without the prefix `module.`.
@@ -75,8 +81,11 @@ def load_checkpoint(
 ) -> ReActNet18 | ReActNetA:
     """The network of a public checkpoint, built with `reference=True` and loaded strictly.
 
-    Reads ReActNet-18 and ReActNet-A of BNN_NoBN, BN-free, with batch norm or with neither, and of liuzechun/ReActNet.
-    Architecture, normalisation, width, classes, image channels and ReActNet-18's stem are found in the weights.
+    Reads ReActNet-18 and ReActNet-A of BNN_NoBN, BN-free, with batch norm or with neither, and of liuzechun/ReActNet;
+    and of A&B BNN, also its deeper ReActNet-34, with slopes that are powers of two and the estimator `sigmoid`. Its
+    shortcuts are not scaled by beta at transitions: there beta is 1 here and the shift of RSign b / beta, which gives
+    the same signs, and gradients whose window is beta as wide. Architecture, normalisation, width, classes, image
+    channels and ReActNet-18's stem are found in the weights.
 
     The files that ReActNet's authors released hold weights of exactly -1 and +1 with the batch norm re-estimated for
     them. Their scale mean|w| is 1, so the network computes what the file means; but there are no latent weights behind
@@ -87,7 +96,7 @@ def load_checkpoint(
         binary_weights: True for step 2 (activations and weights binary), False for step 1; a file does not say.
         stem: stem of ReActNet-A, whose stride is not in the weights; None: `imagenet`, as published. For ReActNet-18 it
             may only confirm what the weights show.
-        alpha: factor of the residual branch in BN-free networks; None: the published 0.2.
+        alpha: factor of the residual branch in BN-free networks; None: the published 0.2, of A&B BNN 0.25.
         binary_shortcut: whether the 1x1 shortcut convolutions of ReActNet-18 are binary as well in step 2: yes in
             BNN_NoBN, no in liuzechun/ReActNet. None: no when the file can only be the latter's (flattened `weights`, or
             weights of exactly -1 and +1), else yes. Latent weights with batch norm look alike in both: say False for
@@ -112,6 +121,7 @@ def load_checkpoint(
         )
     given = "path_or_dict" if isinstance(path_or_dict, Mapping) else f"path_or_dict={os.fspath(path_or_dict)!r}"
     weights, from_reactnet = _tensors(path_or_dict, given)
+    of_ab = any(name.endswith(MARK_AB) for name in weights)
     if MARK_A not in weights and MARK_18 not in weights:
         raise InputError(f"{given} is neither a ReActNet-18 nor a ReActNet-A; it has no {MARK_18!r} and no {MARK_A!r}.")
     stem_key = MARK_A if MARK_A in weights else "conv1.weight"
@@ -123,8 +133,15 @@ def load_checkpoint(
         norm = "batch_norm"
     if binary_shortcut is None:
         binary_shortcut = not from_reactnet
+    kind: Callable[..., ReActNet18 | ReActNetA] = ReActNetA
+    if MARK_A not in weights:
+        depths = _depths(weights) if of_ab else None
+        kind = partial(ReActNet18, binary_shortcut=binary_shortcut, blocks_per_stage=depths)
+    if of_ab:
+        kind = partial(kind, slopes="power_of_two", estimator="sigmoid")
+        alpha = 0.25 if alpha is None else alpha
     build = partial(
-        ReActNetA if MARK_A in weights else partial(ReActNet18, binary_shortcut=binary_shortcut),
+        kind,
         num_classes=last.shape[0],
         norm=norm,
         binary_weights=binary_weights,
@@ -138,7 +155,25 @@ def load_checkpoint(
     with torch.random.fork_rng(devices=[]):
         network = build()
     network.load_state_dict(_translate(network, weights, given), strict=True)
+    if of_ab:
+        _unscale_shortcuts(network)
     return network
+
+
+def _depths(weights: Mapping[str, Tensor]) -> list[int] | None:
+    """Blocks of each stage of a ReActNet-18 or -34; None: not four stages, as will be said where names are compared."""
+    found = [re.fullmatch(r"layer([1-4])\.(\d{1,3})\.move0\.bias", name) for name in weights]
+    blocks = Counter(match[1] for match in found if match)
+    return [blocks[stage] for stage in "1234"] if len(blocks) == 4 else None
+
+
+@torch.no_grad()
+def _unscale_shortcuts(network: nn.Module) -> None:
+    """Takes beta out of transitions: sign(beta * x + b) is sign(x + b / beta), and the shortcut's input stays x."""
+    for unit in network.modules():
+        if isinstance(unit, ResidualUnit) and unit.pool is not None and unit.beta is not None:
+            unit.rsign.shift.div_(unit.beta)
+            unit.beta.fill_(1.0)
 
 
 def _tensors(source: str | os.PathLike[str] | Mapping[str, Any], given: str) -> tuple[dict[str, Tensor], bool]:
@@ -146,10 +181,7 @@ def _tensors(source: str | os.PathLike[str] | Mapping[str, Any], given: str) -> 
     inner = read_state_dict(source, given)
     names = {key.removeprefix("module."): value for key, value in inner.items()}
     if any(name.endswith(MARK_AB) for name in names):
-        raise InputError(
-            f"{given} is an A&B BNN, whose slopes are powers of two and whose shifts come before beta ('L_alpha'); "
-            "only BNN_NoBN and ReActNet can be read."
-        )
+        names = {re.sub(r"^(layer\d\.\d+)\.conv1\.", r"\1.binary_conv.", name): v for name, v in names.items()}
     binary = [v for name, v in names.items() if ".binary_" in name and name.endswith((".weight", ".weights"))]
     already_binary = bool(binary) and all(bool((weight.abs() == 1).all()) for weight in binary)
     renamed = {name for name in names if name.endswith(".weights") and name[:-1] not in names}
@@ -199,7 +231,7 @@ def _translate(network: ReActNet18 | ReActNetA, weights: dict[str, Tensor], give
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise InputError(
                 f"{given} looks like a {type(network).__name__} with norm={network.norm!r} but {problem} key "
-                f"{names[0]!r}{more}; give an unchanged checkpoint of BNN_NoBN or ReActNet."
+                f"{names[0]!r}{more}; give an unchanged checkpoint of BNN_NoBN, ReActNet or A&B BNN."
             )
     return translated
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from bnfree.activations import Slopes
 from bnfree.backbones.residual import (
     BlockNames,
     ReActNet,
@@ -63,6 +64,8 @@ class ReActNet18(ReActNet):
             clamp(w, -1, 1), as in ReActNet.
         weight_transform: from latent weights of binary convolutions to weights, such as `compander`, see
             `bnfree.weight_transforms`.
+        slopes: slopes of the activations: `learned`, a real number a channel, or `power_of_two`, which need no
+            multiplication, as in A&B BNN; see `bnfree.activations.PowerOfTwoRPReLU`.
 
     Raises:
         InputError: an argument out of range or an unknown choice.
@@ -93,6 +96,7 @@ class ReActNet18(ReActNet):
         features_only: bool = False,
         weight_estimator: Estimator | None = None,
         weight_transform: WeightTransform | None = None,
+        slopes: Slopes = "learned",
     ) -> None:
         check_sizes(num_classes=num_classes, in_channels=in_channels, width=width)
         check_stem(stem)
@@ -107,7 +111,15 @@ class ReActNet18(ReActNet):
         if binary_shortcut is None:
             binary_shortcut = reference
         variant = Variant(
-            norm, binary_weights, binary_shortcut, alpha, reference, estimator, weight_estimator, weight_transform
+            norm,
+            binary_weights,
+            binary_shortcut,
+            alpha,
+            reference,
+            estimator,
+            weight_estimator,
+            weight_transform,
+            slopes,
         )
         imagenet = stem == "imagenet"
         first = Stem(in_channels, width, 7 if imagenet else 3, 2 if imagenet else 1, imagenet, variant)

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from bnfree.activations import Slopes
 from bnfree.backbones.residual import (
     BlockNames,
     ReActNet,
@@ -66,6 +67,8 @@ class ReActNetA(ReActNet):
             clamp(w, -1, 1), as in ReActNet.
         weight_transform: from latent weights of binary convolutions to weights, such as `compander`, see
             `bnfree.weight_transforms`.
+        slopes: slopes of the activations: `learned`, a real number a channel, or `power_of_two`, which need no
+            multiplication, as in A&B BNN; see `bnfree.activations.PowerOfTwoRPReLU`.
 
     Raises:
         InputError: an argument out of range or an unknown choice.
@@ -95,6 +98,7 @@ class ReActNetA(ReActNet):
         features_only: bool = False,
         weight_estimator: Estimator | None = None,
         weight_transform: WeightTransform | None = None,
+        slopes: Slopes = "learned",
     ) -> None:
         check_sizes(num_classes=num_classes, in_channels=in_channels, width=width)
         check_stem(stem)
@@ -102,7 +106,9 @@ class ReActNetA(ReActNet):
             raise InputError(f"repeated_blocks={repeated_blocks} must be at least 1.")
         if alpha is None:
             alpha = 0.2 if reference else 0.5
-        variant = Variant(norm, binary_weights, False, alpha, reference, estimator, weight_estimator, weight_transform)
+        variant = Variant(
+            norm, binary_weights, False, alpha, reference, estimator, weight_estimator, weight_transform, slopes
+        )
         layout = [*BLOCKS[:BEFORE], *[BLOCKS[BEFORE]] * repeated_blocks, *BLOCKS[-AFTER:]]
         first = Stem(in_channels, width, 3, 2 if stem == "imagenet" else 1, False, variant)
         if reference:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from bnfree.activations import RPReLU
+from bnfree.activations import RPReLU, Slopes, build_rprelu
 from bnfree.backbones.features import FeatureInfo, find_stages
 from bnfree.binarize import Estimator, RSign, get_estimator
 from bnfree.convolution import BinaryConv2d
@@ -38,6 +38,7 @@ class Variant:
     estimator: Estimator
     weight_estimator: Estimator | None = None
     weight_transform: WeightTransform | None = None
+    slopes: Slopes = "learned"
 
     def __post_init__(self) -> None:
         get_normalizer(self.norm)
@@ -174,7 +175,7 @@ class ResidualUnit(Normalized):
             self.projection = variant.convolution(in_channels, out_channels, 1, binary=variant.binary_shortcut)
             self.projection_norm = variant.normalizer(out_channels)
         self.repeats = 1 if projection else out_channels // in_channels
-        self.rprelu = RPReLU(out_channels)
+        self.rprelu = build_rprelu(out_channels, variant.slopes)
         self.alpha = variant.alpha if variant.scaled else 1.0
         self.register_buffer("beta", torch.tensor(beta) if variant.scaled else None)
 

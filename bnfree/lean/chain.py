@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
-from bnfree.activations import RPReLU
+from bnfree.activations import PowerOfTwoRPReLU, RPReLU
 from bnfree.binarize import RSign
 from bnfree.convolution import BinaryConv2d
 from bnfree.lean.elementwise import Entry, UnitRule
@@ -18,7 +18,7 @@ from bnfree.lean.fast import check_available, modes_for
 from bnfree.lean.geometry import Geometry
 from bnfree.lean.unit import UnitStep, unit_forward
 
-PARTS = (RSign, BinaryConv2d, RPReLU, nn.AvgPool2d)
+PARTS = (RSign, BinaryConv2d, RPReLU, PowerOfTwoRPReLU, nn.AvgPool2d)
 # Called as modules even so.
 NORMALIZERS = ("batch_norm", "normalizer", "projection_norm")
 

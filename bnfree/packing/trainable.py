@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from bnfree.activations import PowerOfTwoRPReLU
 from bnfree.backbones.residual import ReActNet, ResidualUnit
 from bnfree.convolution import BinaryConv2d
 from bnfree.errors import InputError
@@ -59,7 +60,7 @@ def _unit(name: str, unit: ResidualUnit, packed: PackedUnit) -> dict[str, Tensor
         f"{name}.beta": torch.tensor(beta),
         f"{name}.rsign.shift": -beta * packed.thresholds.clamp(-LARGEST_THRESHOLD, LARGEST_THRESHOLD),
         f"{name}.rprelu.shift_in": shift_in.clone(),
-        f"{name}.rprelu.slope": slope.clone(),
+        **_slopes(name, unit, slope),
         f"{name}.rprelu.shift_out": shift_out.clone(),
     }
     _set(state, f"{name}.convolution", unit.convolution, packed.weight, unit.alpha)
@@ -69,6 +70,15 @@ def _unit(name: str, unit: ResidualUnit, packed: PackedUnit) -> dict[str, Tensor
             raise InputError(f"the packed network has a {kind} shortcut at {name}; give a backbone with such a one.")
         _set(state, f"{name}.projection", unit.projection, packed.projection)
     return state
+
+
+def _slopes(name: str, unit: ResidualUnit, slope: Tensor) -> dict[str, Tensor]:
+    if not isinstance(unit.rprelu, PowerOfTwoRPReLU):
+        return {f"{name}.rprelu.slope": slope.clone()}
+    mantissa, exponent = torch.frexp(slope)
+    if not bool((mantissa == 0.5).all()):
+        raise InputError(f"the packed network has slopes at {name} that are no powers of two; give slopes='learned'.")
+    return {f"{name}.rprelu.exponent": exponent.float() - 1}
 
 
 def _set(

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from bnfree.activations import RPReLU
+from bnfree.activations import RPReLU, build_rprelu
+from bnfree.backbones import ReActNet18, ReActNetA
+from bnfree.backbones.residual import ResidualUnit
+from bnfree.errors import InputError
+from bnfree.packing import pack
+from bnfree.packing.trainable import trainable_state_dict
 
 
 def filled(channels: int = 5) -> RPReLU:
@@ -51,3 +60,61 @@ def test_the_dtype_of_the_input_is_kept(dtype):
     y.sum().backward()
     assert x.grad.dtype == dtype
     assert module.slope.grad.dtype == torch.float32
+
+
+@given(
+    exponents=st.lists(st.floats(-12, 3), min_size=1, max_size=5),
+    seed=st.integers(0, 2**32 - 1),
+    lean=st.booleans(),
+)
+@settings(max_examples=20, deadline=None)
+def test_slopes_that_are_powers_of_two(exponents, seed, lean):
+    module = build_rprelu(len(exponents), "power_of_two").double()
+    assert torch.equal(module.exponent, torch.full((len(exponents),), -3.0, dtype=torch.float64))
+    module.lean = lean
+    with torch.no_grad():
+        module.exponent.copy_(torch.tensor(exponents))
+    assert torch.equal(module.slope, torch.tensor([2.0 ** round(e) for e in exponents], dtype=torch.float64))
+    plain = RPReLU(len(exponents)).double()
+    with torch.no_grad():
+        plain.slope.copy_(module.slope)
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(2, len(exponents), 3, 3, dtype=torch.float64, generator=generator)
+    found, expected = module(x), plain(x)
+    assert torch.equal(found, expected)
+    for y in (found, expected):
+        y.square().sum().backward()
+    # Straight through the rounding, and by the chain rule from the slope.
+    torch.testing.assert_close(module.exponent.grad, plain.slope.grad * module.slope.detach() * math.log(2))
+
+
+@pytest.mark.parametrize("backbone", [ReActNet18, ReActNetA])
+def test_a_network_without_multiplications_trains_and_packs(backbone):
+    network = backbone(num_classes=3, width=4, stem="cifar", slopes="power_of_two")
+    x = torch.randn(4, 3, 16, 16)
+    before = {name: p.detach().clone() for name, p in network.named_parameters() if "exponent" in name}
+    assert len(before) == len([unit for unit in network.modules() if isinstance(unit, ResidualUnit)])
+    network(x).square().sum().backward()
+    plain = [p.grad.clone() for p in network.parameters()]
+    network.zero_grad()
+    network.lean = False
+    network(x).square().sum().backward()
+    for lean, p in zip(plain, network.parameters(), strict=True):
+        assert torch.allclose(lean, p.grad, rtol=1e-3, atol=1e-4 * p.grad.abs().max().item())
+    torch.optim.Adam(network.parameters(), lr=0.1).step()
+    assert all(not torch.equal(before[name], dict(network.named_parameters())[name]) for name in before)
+    packed = pack(network, "float32", engine="torch")
+    assert torch.allclose(packed(x), network(x), atol=1e-3)
+    again = backbone(num_classes=3, width=4, stem="cifar", slopes="power_of_two")
+    again.load_state_dict(trainable_state_dict(packed.layers, again))
+    assert torch.allclose(again(x), network(x), atol=1e-3)
+
+
+def test_other_slopes_are_refused():
+    with pytest.raises(InputError, match="slopes='cubic' is not known; choose 'learned' or 'power_of_two'"):
+        ReActNet18(width=2, slopes="cubic")
+    layers = pack(ReActNet18(width=2), engine="torch").layers
+    with torch.no_grad():
+        layers.units[0].rprelu[1] = 0.3
+    with pytest.raises(InputError, match="slopes at .* that are no powers of two; give slopes='learned'"):
+        trainable_state_dict(layers, ReActNet18(width=2, slopes="power_of_two"))

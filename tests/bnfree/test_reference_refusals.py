@@ -122,11 +122,11 @@ def test_ab_bnn():
     weights = small()
     for key in [key for key in weights if key.endswith("prelu.weight")]:
         weights[key.replace("prelu.weight", "prelu.L_alpha")] = weights.pop(key)
-    refused(weights, "A&B")
+    del weights["layer2.0.prelu.L_alpha"]
+    refused(weights, "lacks key 'layer2.0.prelu.L_alpha'")
     large = small("A")
-    for key in [key for key in large if "prelu" in key]:
-        large[key.replace("weight", "L_alpha")] = large.pop(key)
-    refused({"state_dict": {f"module.{key}": value for key, value in large.items()}}, "A&B")
+    large["feature.1.prelu1.L_alpha"] = large.pop("feature.1.prelu1.weight")
+    refused({"state_dict": {f"module.{key}": value for key, value in large.items()}}, "lacks key", "L_alpha")
 
 
 @pytest.mark.parametrize(
