@@ -164,6 +164,7 @@ def test_lottery_trains_its_first_level(name, data_dir, tmp_path, monkeypatch):
     assert (run / "levels.csv").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_cifar_as_image_files(data_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

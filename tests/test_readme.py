@@ -1,8 +1,6 @@
 """The README's Python is run as it is printed."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,10 +16,10 @@ def snippet(word):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("word", ["fit(FitSettings", "trainer.fit(module", "adaptive_clip_grad_(network"])
-def test_a_snippet_runs_in_a_directory_of_its_own(tmp_path, word):
+def test_a_snippet_runs_in_a_directory_of_its_own(tmp_path, monkeypatch, word):
     code = snippet(word)
     if "adaptive_clip_grad_" in word:
         # The next one goes on with its network.
         code += snippet("tickets.take_snapshot(network)")
-    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "<README>", "exec"), {"__name__": "__main__"})

@@ -26,8 +26,8 @@ installed with bnfree, pip install shtab, and is to be printed again with anothe
   bnfree completion bash > ~/.local/share/bash-completion/completions/bnfree
   bnfree completion zsh > ~/.zsh/_bnfree        # a folder of $fpath
 """
-# They take the options of `bnfree fit` and do not list them.
-LIKE_FIT = ("recipe", "sweep", "lottery run", "lottery early-bird")
+# They take the options of `bnfree fit`, which their short help does not list.
+LIKE_FIT = ("fit", "validate", "test", "predict", "recipe", "sweep", "lottery run", "lottery early-bird")
 TAKE_CONFIG = ("recipe", "sweep", "lottery run", "lottery early-bird", "summary", "analyse", "configs copy")
 TAKE_FILES = (
     "runs",
@@ -118,9 +118,7 @@ def _parser(files: Mapping[str, Any]) -> argparse.ArgumentParser:
 
 def _fill(parser: argparse.ArgumentParser, command: str, fit: set[str], files: Mapping[str, Any]) -> None:
     words = command.split()
-    evaluates = command in ("fit", "validate", "test", "predict")
-    options = _options([*words, ALL if evaluates else "--help"])
-    options |= fit if command in LIKE_FIT or evaluates else set()
+    options = _options([*words, "--help"]) | (fit if command in LIKE_FIT else set())
     configs = {**files, "bash": "_bnfree_configs", "zsh": "_bnfree_configs"}
     for option in sorted(options - {"--help"}):
         if option in ("--config", *PATHS):

@@ -50,7 +50,7 @@ def run(arguments: Sequence[str]) -> None:
     print(f"{found.name}, images {shape} ({LEGEND})")
     if found.checkpoint is not None:
         print(f"Weights of {found.checkpoint}")
-    print(f"\n{_cost_table(cost)}\n\n{_totals(cost)}")
+    print(f"\n{_cost_table(cost)}\n\n{_totals(cost, found.file_size)}")
 
 
 def _source_as_options(arguments: Sequence[str]) -> list[str]:
@@ -131,7 +131,7 @@ def _cost_table(cost: NetworkCost) -> str:
     return "\n".join([*lines[:2], rule, *lines[2:-1], rule, lines[-1]])
 
 
-def _totals(cost: NetworkCost) -> str:
+def _totals(cost: NetworkCost, file_size: int | None) -> str:
     """What the table adds up to, in sentences."""
     sums = f"{_power(cost.ops)} OPs = {_power(cost.bops)} BOPs / 64 + {_power(cost.flops)} FLOPs"
     rows = [("Operations", f"{sums}, one for each multiply-accumulate of a convolution or linear layer")]
@@ -147,9 +147,15 @@ def _totals(cost: NetworkCost) -> str:
         rows.append(("", f"not counted: {', '.join(cost.uncounted[:2])}{more}"))
     ratio = cost.bytes_float32 / cost.bytes_packed if cost.bytes_packed else 1.0
     sizes = f"{_megabytes(cost.bytes_packed)} packed, {_megabytes(cost.bytes_float32)} in float32"
+    size = file_size and (f"{file_size / 1e6:.2f} MB" if file_size >= 1e6 else f"{file_size / 1e3:.0f} kB")
     rows += [
         ("Storage", f"{sizes}: {ratio:.1f} times smaller"),
         ("", "binary weights 1 bit (2 with a mask), weights of real layers 16 bits, other numbers 32 bits"),
+        *(
+            [("", f"as a file of bnfree export, with real convolutions in 32 bits and a header: {size}")]
+            if size
+            else []
+        ),
         ("Density", f"{cost.density:.4g} of the effective weights are not 0"),
     ]
     return fields(rows, width=12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +16,7 @@ from torch import nn
 from bnfree.costs import NetworkCost, count_ops
 from bnfree.errors import InputError
 from bnfree.lightning_modules.training.network import build_network, image_shape, load_weights, read_description
+from bnfree.packing import pack
 from bnfree.saved_memory import measure_saved_memory
 
 
@@ -61,6 +63,17 @@ class SummaryResult:
             InputError: the network cannot process such images.
         """
         return count_ops(self.network, self.image_shape)
+
+    @cached_property
+    def file_size(self) -> int | None:
+        """Bytes of the file that `export` writes of it, but for what that says of the data; None: it writes none."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "network.safetensors"
+            try:
+                pack(self.network, engine="torch").save(file)
+            except InputError:
+                return None
+            return file.stat().st_size
 
     @cached_property
     def memory(self) -> KeptMemory:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -178,6 +179,17 @@ def test_figures_of_the_table(bnfree):
     assert "6.29e6 of the BOPs have a real input (W1A32)" in out
     assert "1.49 MB packed, 44.74 MB in float32: 30.1 times smaller" in out
     assert "body.1.0.projection   W1A32" in out
+
+
+def test_the_size_of_the_file_is_that_which_export_writes(run, bnfree, project):
+    _, out, _ = bnfree("summary", run, "--image_shape=1,8,8")
+    assert bnfree("export", run, "--output=exported.safetensors")[0] == 0
+    size = (project / "exported.safetensors").stat().st_size
+    shown = float(re.search(r"as a file of bnfree export.*: (\d+) kB$", out, re.MULTILINE)[1])
+    # The names of ten classes and of the run are in it, too.
+    assert size - 700 < 1000 * shown < size + 500
+    _, out, _ = bnfree("summary", "cifar10_step1", "--model.backbone.width=4")
+    assert "bnfree export" not in out
 
 
 def test_run_directory_and_checkpoint_with_and_without_its_config(run, summary, tmp_path):

@@ -136,6 +136,7 @@ def test_interrupted_it_goes_on_to_the_same_weights(bnfree, project, monkeypatch
         assert same(weights(sweep / name), weights(project / "whole" / name))
 
 
+@pytest.mark.slow
 def test_values_are_added_and_a_run_that_diverges_does_not_stop_the_others(bnfree, project):
     fit = FitSettings("toy.yaml", {"trainer.max_epochs": 1})
     with mock.patch.object(sys, "path", [str(project), *sys.path]):
