@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -92,7 +93,9 @@ class PackedNetwork:
             )
         if self._run is None:
             self._run = self._engine.prepare(self.layers, self.info.normalization)
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        # Leaving autocast takes longer than asking for it.
+        unmixed = torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext()
+        with torch.no_grad(), unmixed:
             return self._run(images if of_pixels else images.float())
 
     def preprocess(self, pictures: Picture | Sequence[Picture]) -> Tensor:

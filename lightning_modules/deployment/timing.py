@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -30,7 +31,10 @@ class Times:
 
 
 def interleaved(functions: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, Times]:
-    """Calls every function in turn, round after round.
+    """Calls every function in turn, round after round, once untimed in front of each time.
+
+    The untimed call brings back what the others have driven out of the caches: without it a network of a tenth of a
+    millisecond takes several times as long behind one of 16, which is not what calls one behind the other take.
 
     Args:
         functions: by name; they have run before.
@@ -41,10 +45,12 @@ def interleaved(functions: Mapping[str, Callable[[], object]], seconds: float) -
     start = time.perf_counter()
     for function in functions.values():
         function()
+        function()
     rounds = int(seconds / max(time.perf_counter() - start, 1e-9))
     measured: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(min(max(rounds, LEAST_ROUNDS), MOST_ROUNDS)):
         for name, function in functions.items():
+            function()
             start = time.perf_counter()
             function()
             measured[name].append(time.perf_counter() - start)
@@ -74,7 +80,8 @@ class LayerTime:
 def profile(packed: PackedNetwork, engine: UnitEngine, images: Tensor, seconds: float) -> list[LayerTime]:
     """Times the network cut behind each of its layers, in turn, and takes the differences round by round.
 
-    An engine computes many layers in one call, without intermediate results that a clock could be read at.
+    An engine computes many layers in one call, without intermediate results that a clock could be read at. What a call
+    takes whatever it computes is that of a call on no images, and stands in a row of its own.
 
     Args:
         packed: the network.
@@ -87,25 +94,34 @@ def profile(packed: PackedNetwork, engine: UnitEngine, images: Tensor, seconds: 
     functions: list[Callable[[Tensor], Tensor]] = [
         prepare_trunk(replace(layers, units=layers.units[:count]), engine, normalization) for count in cuts
     ]
-    functions.append(PackedNetwork(layers, packed.info, engine))
+    whole = PackedNetwork(layers, packed.info, engine)
+    functions.append(whole)
     shapes = [images.shape[1:], *(function(images).shape[1:] for function in functions)]
-    one_round = _round(functions, images)
-    rounds = min(max(int(seconds / sum(one_round)), LEAST_ROUNDS), MOST_ROUNDS)
-    measured = [_round(functions, images) for _ in range(rounds)]
-    differences = [[now - before for before, now in zip([0.0, *row], row, strict=False)] for row in measured]
-    rows = []
+    # The call alone, and of it what the cut networks have, too: the first row of every pair is on no images.
+    calls = [partial(whole, images[:0]), partial(functions[-2], images[:0])]
+    runs = [*calls, *(partial(function, images) for function in functions)]
+    for run in runs:
+        run()
+    rounds = min(max(int(seconds / sum(_round(runs)) / 2), LEAST_ROUNDS), MOST_ROUNDS)
+    measured = [_round(runs) for _ in range(rounds)]
+    differences = []
+    for call, cut_call, *row in measured:
+        layers_alone = [now - before for before, now in zip([cut_call, *row[:-2]], row[:-1], strict=True)]
+        differences.append([call, *layers_alone, row[-1] - row[-2] - (call - cut_call)])
+    rows = [LayerTime("call", "", 0, statistics.median(row[0] for row in differences))]
     for index, (name, operations) in enumerate(_operations(layers, shapes)):
-        median = statistics.median(row[index] for row in differences)
+        median = statistics.median(row[index + 1] for row in differences)
         text = " -> ".join("x".join(map(str, shape)) for shape in shapes[index : index + 2])
         rows.append(LayerTime(name, text, operations * len(images), median))
     return rows
 
 
-def _round(functions: list[Callable[[Tensor], Tensor]], images: Tensor) -> list[float]:
+def _round(functions: Sequence[Callable[[], object]]) -> list[float]:
     times = []
     for function in functions:
+        function()
         start = time.perf_counter()
-        function(images)
+        function()
         times.append(time.perf_counter() - start)
     return times
 

@@ -10,7 +10,8 @@
 
 /* What the processor has: LANES outputs in a vector; PIXELS that fit into its registers; STEPS that are counted before
    the counts of bytes would overflow. */
-#if defined(__AVX512VPOPCNTDQ__)
+#if defined(__AVX512VPOPCNTDQ__) && defined(__AVX512BW__)
+#define AVX512
 #include <immintrin.h>
 #define LANES 16
 #define PIXELS 8
@@ -24,6 +25,19 @@ INLINE vector begin(vector total) { return total; }
 INLINE vector add(vector sum, vector bits) { return _mm512_add_epi32(sum, _mm512_popcnt_epi32(bits)); }
 INLINE vector end(vector total, vector sum) { (void)total; return sum; }
 INLINE void store(int32_t *to, vector total) { _mm512_storeu_si512(to, total); }
+INLINE vector load_int16(const int16_t *from)
+{
+    return _mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)from));
+}
+INLINE vector load_int8(const int8_t *from)
+{
+    return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)from));
+}
+/* A pixel has no upper half, so of the two products that are summed one is 0. */
+INLINE vector multiply(vector sum, vector pixel, vector weight)
+{
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(pixel, weight));
+}
 #elif defined(__AVX2__)
 #include <immintrin.h>
 #define LANES 8
@@ -50,6 +64,18 @@ INLINE vector end(vector total, vector sum)
     return _mm256_add_epi32(total, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 INLINE void store(int32_t *to, vector total) { _mm256_storeu_si256((__m256i *)(void *)to, total); }
+INLINE vector load_int16(const int16_t *from)
+{
+    return _mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i *)(const void *)from));
+}
+INLINE vector load_int8(const int8_t *from)
+{
+    return _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)from));
+}
+INLINE vector multiply(vector sum, vector pixel, vector weight)
+{
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pixel, weight));
+}
 #elif defined(__ARM_NEON)
 #include <arm_neon.h>
 #define LANES 4
@@ -70,6 +96,13 @@ INLINE vector end(vector total, vector sum)
     return vpadalq_u16(total, vpaddlq_u8(vreinterpretq_u8_u32(sum)));
 }
 INLINE void store(int32_t *to, vector total) { vst1q_s32(to, vreinterpretq_s32_u32(total)); }
+INLINE vector load_int16(const int16_t *from) { return vreinterpretq_u32_s32(vmovl_s16(vld1_s16(from))); }
+INLINE vector load_int8(const int8_t *from)
+{
+    const int16_t four[4] = {from[0], from[1], from[2], from[3]};
+    return load_int16(four);
+}
+INLINE vector multiply(vector sum, vector pixel, vector weight) { return vmlaq_u32(sum, pixel, weight); }
 #else
 #define LANES 1
 typedef uint32_t vector;
@@ -78,6 +111,9 @@ INLINE vector spread(uint32_t word) { return word; }
 INLINE vector differ(vector a, vector b) { return a ^ b; }
 INLINE vector among(vector a, vector b) { return a & b; }
 INLINE void store(int32_t *to, vector total) { *to = (int32_t)total; }
+INLINE vector load_int16(const int16_t *from) { return (uint32_t)(int32_t)*from; }
+INLINE vector load_int8(const int8_t *from) { return (uint32_t)(int32_t)*from; }
+INLINE vector multiply(vector sum, vector pixel, vector weight) { return sum + pixel * weight; }
 #if defined(__GNUC__) && (defined(__POPCNT__) || defined(__riscv_zbb) || defined(__POWER8_VECTOR__))
 #define PIXELS 2
 #define STEPS 65536
@@ -103,6 +139,8 @@ INLINE vector end(vector total, vector sum)
 }
 #endif
 #endif
+
+#define STEM_PIXELS (PIXELS < 4 ? PIXELS : 4)
 
 /* For 16 outputs of `pixels` neighbours, how many of the inputs that their weights meet have the other sign.
 

@@ -30,7 +30,7 @@ INLINE uint32_t finish(const struct unit *u, int block, const base_number *base,
     const float *scale = u->constants + block * 5 * BLOCK;
     const float *shift_in = scale + BLOCK, *slope = scale + 2 * BLOCK;
     const float *shift_out = scale + 3 * BLOCK, *threshold = scale + 4 * BLOCK;
-#if defined(__AVX512VPOPCNTDQ__)
+#if defined(AVX512)
     __m512i sums = _mm512_loadu_si512(differing);
     sums = _mm512_sub_epi32(load_base(base), _mm512_add_epi32(sums, sums));
     __m512 x = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), _mm512_loadu_ps(scale));
@@ -75,7 +75,7 @@ INLINE void project(const int pixels, const struct unit *u, int block, const val
             const uint32_t plus_bits = signs[i], minus_bits = (uint32_t)survivors[i] & ~plus_bits;
             for (int p = 0; p < pixels; p++) {
                 const float x = in[p * in_pixel + i];
-#if defined(__AVX512VPOPCNTDQ__)
+#if defined(AVX512)
                 const __m512 all = _mm512_set1_ps(x);
                 __m512 total = _mm512_loadu_ps(sum[p]);
                 total = _mm512_mask_add_ps(total, (__mmask16)plus_bits, total, all);
@@ -99,52 +99,84 @@ INLINE void project(const int pixels, const struct unit *u, int block, const val
             out[p * out_pixel + o] = sum[p][o];
 }
 
-/* One pixel of the first layer, all outputs. */
-static void stem_pixel(const uint8_t *pixels, int row, int column, value *out)
+/* 16 outputs of the first layer for `pixels` neighbours, in each of which the same taps meet the image.
+
+   in: the first tap that does, of the first pixel; rows, taps: how many rows of taps do, and numbers in one of them. */
+#if STEM_OF_INTEGERS
+INLINE void stem_sums(const int pixels, int block, const uint8_t *in, int rows, int taps, size_t tap, const int32_t *base,
+                      const float *rest, value *out)
+{
+    int32_t upper[STEM_PIXELS * BLOCK], lower[STEM_PIXELS * BLOCK];
+    for (int lane = 0; lane < BLOCK; lane += LANES) {
+        vector high[STEM_PIXELS], low[STEM_PIXELS];
+        for (int p = 0; p < pixels; p++)
+            high[p] = low[p] = spread(0);
+        for (int row = 0; row < rows; row++)
+            for (int t = 0; t < taps; t++) {
+                const size_t place = tap + (size_t)(row * STEM_SIZE * CHANNELS + t) * BLOCK + (size_t)lane;
+                const vector high_weight = load_int16(stem_upper + place), low_weight = load_int8(stem_lower + place);
+                for (int p = 0; p < pixels; p++) {
+                    const vector x = spread(in[row * WIDTH * CHANNELS + p * STEM_STRIDE * CHANNELS + t]);
+                    high[p] = multiply(high[p], x, high_weight);
+                    low[p] = multiply(low[p], x, low_weight);
+                }
+            }
+        for (int p = 0; p < pixels; p++) {
+            store(upper + p * BLOCK + lane, high[p]);
+            store(lower + p * BLOCK + lane, low[p]);
+        }
+    }
+    for (int p = 0; p < pixels; p++, out += STEM_BLOCKS * BLOCK) {
+#if defined(AVX512)
+        const __m512i high = _mm512_sub_epi32(_mm512_loadu_si512(upper + p * BLOCK), _mm512_loadu_si512(base));
+        const __m512 low = _mm512_cvtepi32_ps(_mm512_loadu_si512(lower + p * BLOCK));
+        const __m512 both = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), _mm512_set1_ps(256.0f), low);
+        const __m512 scale = _mm512_loadu_ps(stem_scale + block * BLOCK);
+        _mm512_storeu_ps(out, _mm512_fmadd_ps(both, scale, _mm512_loadu_ps(rest)));
+#else
+        for (int o = 0; o < BLOCK; o++) {
+            const float high = (float)(upper[p * BLOCK + o] - base[o]), low = (float)lower[p * BLOCK + o];
+            out[o] = multiply_add(multiply_add(high, 256.0f, low), stem_scale[block * BLOCK + o], rest[o]);
+        }
+#endif
+    }
+}
+#else
+INLINE void stem_sums(const int pixels, int block, const uint8_t *in, int rows, int taps, size_t tap, value *out)
+{
+    for (int p = 0; p < pixels; p++, out += STEM_BLOCKS * BLOCK) {
+        float sum[BLOCK] = {0};
+        for (int row = 0; row < rows; row++)
+            for (int t = 0; t < taps; t++) {
+                const float *weights = stem_weights + tap + (size_t)(row * STEM_SIZE * CHANNELS + t) * BLOCK;
+                const float pixel = (float)in[row * WIDTH * CHANNELS + p * STEM_STRIDE * CHANNELS + t];
+                const float x = (pixel - stem_zero[t % CHANNELS]) * stem_factor[t % CHANNELS];
+                for (int o = 0; o < BLOCK; o++)
+                    sum[o] = multiply_add(x, weights[o], sum[o]);
+            }
+        for (int o = 0; o < BLOCK; o++)
+            out[o] = sum[o] + stem_bias[block * BLOCK + o];
+    }
+}
+#endif
+
+/* `pixels` neighbours of one row of the first layer, all outputs. */
+INLINE void stem_tile(const int pixels, const uint8_t *image, int row, int column, value *out)
 {
     const int top = row * STEM_STRIDE - STEM_SIZE / 2, left = column * STEM_STRIDE - STEM_SIZE / 2;
     const int first_row = top < 0 ? -top : 0, first_column = left < 0 ? -left : 0;
     const int last_row = HEIGHT - top < STEM_SIZE ? HEIGHT - top : STEM_SIZE;
     const int last_column = WIDTH - left < STEM_SIZE ? WIDTH - left : STEM_SIZE;
-    const int taps = (last_column - first_column) * CHANNELS;
+    const int rows = last_row - first_row, taps = (last_column - first_column) * CHANNELS;
+    const uint8_t *in = image + ((size_t)(top + first_row) * WIDTH + (size_t)(left + first_column)) * CHANNELS;
     for (int block = 0; block < STEM_BLOCKS; block++, out += BLOCK) {
-#if STEM_OF_INTEGERS
-        int32_t upper[BLOCK] = {0}, lower[BLOCK] = {0};
-#else
-        float sum[BLOCK] = {0};
-#endif
-        for (int i = first_row; i < last_row; i++) {
-            const uint8_t *in = pixels + ((size_t)(top + i) * WIDTH + (size_t)(left + first_column)) * CHANNELS;
-            const size_t tap = (size_t)((block * STEM_SIZE + i) * STEM_SIZE + first_column) * CHANNELS * BLOCK;
-#if STEM_OF_INTEGERS
-            const int16_t *high = stem_upper + tap;
-            const int8_t *low = stem_lower + tap;
-            for (int t = 0; t < taps; t++, high += BLOCK, low += BLOCK) {
-                const int32_t x = in[t];
-                for (int o = 0; o < BLOCK; o++)
-                    upper[o] += x * high[o];
-                for (int o = 0; o < BLOCK; o++)
-                    lower[o] += x * low[o];
-            }
-#else
-            const float *weights = stem_weights + tap;
-            for (int t = 0; t < taps; t++, weights += BLOCK) {
-                const float x = ((float)in[t] - stem_zero[t % CHANNELS]) * stem_factor[t % CHANNELS];
-                for (int o = 0; o < BLOCK; o++)
-                    sum[o] = multiply_add(x, weights[o], sum[o]);
-            }
-#endif
-        }
+        const size_t tap = (size_t)((block * STEM_SIZE + first_row) * STEM_SIZE + first_column) * CHANNELS * BLOCK;
 #if STEM_OF_INTEGERS
         const size_t place = ((size_t)stem_row_cases[row] * STEM_COLUMN_CASES + stem_column_cases[column])
                              * (STEM_BLOCKS * BLOCK) + (size_t)block * BLOCK;
-        for (int o = 0; o < BLOCK; o++) {
-            const float both = multiply_add((float)(upper[o] - stem_base[place + o]), 256.0f, (float)lower[o]);
-            out[o] = multiply_add(both, stem_scale[block * BLOCK + o], stem_rest[place + o]);
-        }
+        stem_sums(pixels, block, in, rows, taps, tap, stem_base + place, stem_rest + place, out);
 #else
-        for (int o = 0; o < BLOCK; o++)
-            out[o] = sum[o] + stem_bias[block * BLOCK + o];
+        stem_sums(pixels, block, in, rows, taps, tap, out);
 #endif
     }
 }

@@ -113,10 +113,20 @@ static void run_unit(const struct unit *u)
         unit_row(u, u->backward ? u->rows - 1 - i : i);
 }
 
-static void stem_row(const uint8_t *pixels, int row, value *out)
+static void stem_row(const uint8_t *image, int row, value *out)
 {
-    for (int column = 0; column < STEM_COLUMNS; column++)
-        stem_pixel(pixels, row, column, out + column * STEM_BLOCKS * BLOCK);
+    const int pixel = STEM_BLOCKS * BLOCK, pixels = STEM_PIXELS;
+    int column = 0;
+    while (column < STEM_COLUMNS) {
+        const int left = column * STEM_STRIDE - STEM_SIZE / 2;
+        if (left >= 0 && column + pixels <= STEM_COLUMNS && left + (pixels - 1) * STEM_STRIDE + STEM_SIZE <= WIDTH) {
+            stem_tile(STEM_PIXELS, image, row, column, out + column * pixel);
+            column += pixels;
+        } else {
+            stem_tile(1, image, row, column, out + column * pixel);
+            column++;
+        }
+    }
 }
 
 #if STEM_POOL

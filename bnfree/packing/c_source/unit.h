@@ -17,7 +17,7 @@ struct unit {
     int scratch, bits, next_bits;  /* places in values and words */
 };
 
-#if defined(__AVX512VPOPCNTDQ__)
+#if defined(AVX512)
 INLINE vector load_base(const base_number *base)
 {
     if (sizeof *base == 2)

@@ -26,7 +26,9 @@ def test_functions_take_turns():
     functions = {name: lambda name=name: (calls.append(name), time.sleep(2e-3 if name == "slow" else 0))
                  for name in ("slow", "fast")}  # fmt: skip
     times = interleaved(functions, 1e-9)
-    assert calls == ["slow", "fast"] * (len(calls) // 2)
+    # Each once in front of its time, which the other must not spoil.
+    assert calls[:2] == ["slow", "fast"]
+    assert calls[2:] == ["slow", "slow", "fast", "fast"] * (len(calls[2:]) // 4)
     assert times["slow"].calls == times["fast"].calls == LEAST_ROUNDS
     assert times["slow"].median >= max(2e-3, times["fast"].median)
 
@@ -78,11 +80,25 @@ def test_a_form_that_computes_something_else_is_named(monkeypatch):
 def test_the_profile_has_every_layer_and_its_operations():
     packed = pack(scatter(TwoUnits(width=3)), engine="torch")
     rows = profile(packed, "torch", images(0, 2, 2, 7, 6), 1e-9)
-    assert [row.name for row in rows] == ["stem and unit 0, 3x3", "unit 1, 3x3 and 1x1", "classifier"]
-    assert [row.shapes for row in rows] == ["2x7x6 -> 3x7x6", "3x7x6 -> 6x4x3", "6x4x3 -> 4"]
-    per_image = [(3 * 2 * 9 + 3 * 3 * 9) * 42, (6 * 3 * 9 + 6 * 3) * 12, 24]
+    assert [row.name for row in rows] == ["call", "stem and unit 0, 3x3", "unit 1, 3x3 and 1x1", "classifier"]
+    assert [row.shapes for row in rows] == ["", "2x7x6 -> 3x7x6", "3x7x6 -> 6x4x3", "6x4x3 -> 4"]
+    per_image = [0, (3 * 2 * 9 + 3 * 3 * 9) * 42, (6 * 3 * 9 + 6 * 3) * 12, 24]
     assert [row.operations for row in rows] == [2 * count for count in per_image]
     assert sum(row.seconds for row in rows) > 0
+
+
+def test_the_profile_gives_a_call_what_it_takes_on_no_images(monkeypatch):
+    packed = pack(scatter(TwoUnits(width=3)), engine="torch")
+    compute = PackedNetwork.__call__
+
+    def slow(network, images):
+        time.sleep(0.005)
+        return compute(network, images)
+
+    monkeypatch.setattr(PackedNetwork, "__call__", slow)
+    rows = {row.name: row.seconds for row in profile(packed, "torch", images(0, 2, 2, 7, 6), 1e-9)}
+    assert rows["call"] >= 0.005
+    assert rows["classifier"] < 0.0025
 
 
 @pytest.fixture
