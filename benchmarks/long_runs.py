@@ -13,6 +13,7 @@ import argparse
 import ctypes
 import gc
 import os
+import sys
 import tempfile
 import threading
 import time
@@ -58,14 +59,19 @@ class Watch:
         files = len(list(Path("/proc/self/fd").iterdir()))
         self.looks.append((at, mib, files))
         where = f"{self.part} {at:7.1f} of {self.total:g}"
-        print(f"{where}: {mib:8.1f} MiB, {files} files, {threading.active_count()} threads", flush=True)
+        show(f"{where}: {mib:8.1f} MiB, {files} files, {threading.active_count()} threads")
 
     def end(self) -> None:
         """Prints what has grown since a fifth of the part had passed."""
         later = [look for look in self.looks if look[0] >= self.total / 5]
         grown = 100 * (later[-1][1] / later[0][1] - 1)
         files = later[-1][2] - later[0][2]
-        print(f"{self.part}: memory {grown:+.2f} %, files {files:+d} since the first fifth", flush=True)
+        show(f"{self.part}: memory {grown:+.2f} %, files {files:+d} since the first fifth")
+
+
+def show(line: str) -> None:
+    """Prints a line also while a training's own output goes nowhere."""
+    print(line, file=sys.__stdout__, flush=True)
 
 
 class EveryEpoch(Callback):

@@ -24,6 +24,8 @@ ONE_SIDED = 0.98
 """Mean |E sign| of a layer's channels from which on next to nothing passes its sign."""
 WORSE_THAN_GUESSING = 3.0
 """Times the cross-entropy of guessing, ln(classes)."""
+WIDE = 0.16
+"""Learning rate of Adam times width up to which BN-free networks were seen to train without a detour."""
 STILL_LEARNING = 0.1
 """Share of the greatest learning rate so far; below, signs may come to rest."""
 
@@ -34,8 +36,11 @@ class CollapseCheck(Callback):
     After each epoch's validation it looks for layers whose signs are the same for all images of a batch (up to 64 of
     the first one), filters that are 0 without being pruned, layers of which no binary weight has changed its sign in an
     epoch while the learning rate was still high, and a loss three times that of guessing. Each kind is one warning,
-    which names the first layer. The price is one forward pass of 64 images an epoch. On by default in runs of the
-    `bnfree` command; nothing is looked for where parameters are split among processes.
+    which names the first layer. Before the first step it says where Adam's learning rate is high for the width of a
+    BN-free network: updates of a fixed size sum up over more inputs (Yang et al., Tensor Programs V, arXiv 2203.03466),
+    and the loss of the first epoch is a multiple of that of guessing. The price is one forward pass of 64 images an
+    epoch. On by default in runs of the `bnfree` command; nothing is looked for where parameters are split among
+    processes.
 
     Example:
         >>> trainer = Trainer(callbacks=[CollapseCheck()], logger=False)
@@ -46,6 +51,21 @@ class CollapseCheck(Callback):
         self._signs: dict[str, Tensor] = {}
         self._rates: list[float] = []
         self._images: Tensor | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compares learning rate and width."""
+        width = _stem_width(uncompiled(backbone_of(pl_module)))
+        rates = [
+            float(group.get("initial_lr", group["lr"]))
+            for optimizer in trainer.optimizers if isinstance(optimizer, torch.optim.Adam)
+            for group in optimizer.param_groups
+        ]  # fmt: skip
+        rate = max(rates, default=0.0)
+        if width is not None and not trainer.global_step and rate * width > WIDE:
+            rank_zero_warn(
+                f"a learning rate of {rate:g} is high for a BN-free network of width {width}, whose first steps may "
+                f"raise the loss far above that of guessing; {WIDE / 2 / width:.1g} suits this width as 5e-3 suits 16."
+            )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts to follow the signs of weights."""
@@ -79,10 +99,13 @@ class CollapseCheck(Callback):
         wanted = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and trainer.is_global_zero
         if wanted and not shards_parameters(trainer):
             network = uncompiled(backbone_of(pl_module))
-            self._say(trainer, [*_one_sided(network, images), *_dead(network), *_guessing(trainer, network)])
+            found = [*_one_sided(network, images), *_dead(network), *_guessing(trainer, network, "val/loss")]
+            self._say(trainer, found)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Looks whether weights have moved."""
+        """Looks at the epoch's loss, and whether weights have moved."""
+        if trainer.is_global_zero and not shards_parameters(trainer):
+            self._say(trainer, list(_guessing(trainer, uncompiled(backbone_of(pl_module)), "train/loss")))
         signs, self._signs = self._signs, {}
         # Below, rates of a schedule's end let signs come to rest; so may one batch.
         if not signs or not self._rates or self._rates[-1] < STILL_LEARNING * max(self._rates):
@@ -130,17 +153,27 @@ def _dead(network: nn.Module) -> Iterator[tuple[str, list[str], str]]:
         yield "dead", names, "has filters that are 0 without being pruned: lower the learning rate, or clip with AGC"
 
 
-def _guessing(trainer: Trainer, network: nn.Module) -> Iterator[tuple[str, list[str], str]]:
-    classes = getattr(network, "num_classes", None)
-    for name in ("train/loss", "val/loss"):
-        loss = trainer.callback_metrics.get(name)
-        if loss is None or not isinstance(classes, int) or classes < 2:
-            continue
-        if float(loss) > WORSE_THAN_GUESSING * math.log(classes):
-            text = (
-                f"is {float(loss):.3g}, where guessing among {classes} classes gives {math.log(classes):.2f}: training "
-                "diverges; lower the learning rate (a wider network needs a lower one), or clip with "
-                "AdaptiveGradientClipping"
-            )
-            yield "guessing", [name], text
-            return
+def _guessing(trainer: Trainer, network: nn.Module, name: str) -> Iterator[tuple[str, list[str], str]]:
+    classes, loss = getattr(network, "num_classes", None), trainer.callback_metrics.get(name)
+    if loss is None or not isinstance(classes, int) or classes < 2:
+        return
+    guessing = math.log(classes)
+    if float(loss) > WORSE_THAN_GUESSING * guessing:
+        after = trainer.callback_metrics.get("val/loss")
+        # Validation comes last in an epoch.
+        what = "training diverges"
+        if name == "train/loss" and after is not None and float(after) < guessing:
+            what = f"steps are too large, though val/loss has come back to {float(after):.3g}"
+        text = (
+            f"is {float(loss):.3g}, where guessing among {classes} classes gives {guessing:.2f}: {what}; lower the "
+            "learning rate (a wider network needs a lower one), or clip with AdaptiveGradientClipping"
+        )
+        yield "guessing", [name], text
+
+
+def _stem_width(network: nn.Module) -> int | None:
+    """Channels of the first layer of a BN-free network; None of any other."""
+    layer = getattr(getattr(network, "stem", None), "convolution", None)
+    if not getattr(network, "wants_calibration", False) or not isinstance(layer, BinaryConv2d):
+        return None
+    return layer.out_channels

@@ -37,6 +37,8 @@ class Processes:
         self.started: list[Popen[bytes]] = []
         self.errors: Path | None = None
         self._is_ending = threading.Event()
+        # Only one of the main thread and the one that watches speaks.
+        self._speaking = threading.Lock()
 
     def attach(self, trainer: Trainer) -> None:
         """Watches what a Trainer starts."""
@@ -57,12 +59,14 @@ class Processes:
                 return
             time.sleep(0.5)
         # The first process mostly loses the connection, too. In a collective of NCCL it waits for ever.
-        if self._is_ending.wait(PATIENCE):
-            return
-        error = self._first_error()
-        print(f"bnfree: error: {error}", file=sys.stderr, flush=True)
-        self.end(0)
-        os._exit(3 if isinstance(error, NonFiniteError) else 2 if isinstance(error, InputError) else 1)
+        self._is_ending.wait(PATIENCE)
+        with self._speaking:
+            if self._is_ending.is_set():
+                return
+            error = self._first_error()
+            print(f"bnfree: error: {error}", file=sys.stderr, flush=True)
+            self.end(0)
+            os._exit(3 if isinstance(error, NonFiniteError) else 2 if isinstance(error, InputError) else 1)
 
     def _failed(self) -> list[tuple[int, Popen[bytes]]]:
         return [(rank, process) for rank, process in enumerate(self.started, 1) if process.poll()]
@@ -96,7 +100,8 @@ class Processes:
         """
         if not self.started:
             return None
-        self._is_ending.set()
+        with self._speaking:
+            self._is_ending.set()
         own = None
         if is_lost_process(error):
             patience = time.monotonic() + PATIENCE

@@ -1,4 +1,5 @@
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -72,6 +73,49 @@ def test_a_loss_that_is_worse_than_guessing(classifier, make_trainer, network):
     (line,) = said(make_trainer, Logged(network, adam(1e-3)), batches=2, max_epochs=2)
     assert line.startswith("epoch 0: val/loss is 30, where guessing among 10 classes gives 2.30: training diverges")
     assert "lower the learning rate" in line
+
+
+@pytest.mark.parametrize(("after", "what"), [(1.5, "steps are too large, though val/loss has come back to 1.5"),
+                                             (2.5, "training diverges")])  # fmt: skip
+def test_a_loss_of_training_is_told_in_its_own_epoch(classifier, make_trainer, network, after, what):
+    class Logged(classifier):
+        def training_step(self, batch, batch_idx):
+            self.log("train/loss", torch.tensor(7.9), on_step=False, on_epoch=True, batch_size=4)
+            return super().training_step(batch, batch_idx)
+
+        def validation_step(self, batch, batch_idx):
+            self.log("val/loss", torch.tensor(after), batch_size=4)
+
+    (line,) = said(make_trainer, Logged(network, adam(1e-3)), batches=2)
+    guessing = "where guessing among 10 classes gives 2.30"
+    assert line.startswith(f"epoch 0: train/loss is 7.9, {guessing}: {what}; lower the learning rate")
+
+
+@pytest.mark.parametrize(
+    ("width", "norm", "optimizer", "rate", "warned"),
+    [
+        (64, "bn_free", torch.optim.Adam, 5e-3, "0.005 is high for a BN-free network of width 64"),
+        (64, "bn_free", torch.optim.AdamW, 5e-3, "0.001 suits this width as 5e-3 suits 16"),
+        (64, "bn_free", torch.optim.Adam, 1e-3, None),
+        (64, "batch_norm", torch.optim.Adam, 5e-3, None),
+        (64, "bn_free", torch.optim.SGD, 0.1, None),
+        (16, "bn_free", torch.optim.Adam, 5e-3, None),
+        (32, "bn_free", torch.optim.Adam, 5e-3, None),
+    ],
+)
+def test_a_rate_that_is_high_for_the_width(width, norm, optimizer, rate, warned):
+    with torch.device("meta"):
+        network = ReActNet18(width=width, norm=norm)
+    module = SimpleNamespace(backbone=network)
+    trainer = SimpleNamespace(optimizers=[optimizer(network.parameters(), lr=rate)], global_step=0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        CollapseCheck().on_train_start(trainer, module)
+        trainer.global_step = 1
+        CollapseCheck().on_train_start(trainer, module)
+    texts = [str(warning.message) for warning in caught]
+    assert len(texts) == (warned is not None)
+    assert warned is None or warned in texts[0]
 
 
 def test_it_changes_nothing(classifier, make_trainer):
