@@ -28,7 +28,8 @@ STYLES = {
 def draw(lines: Sequence[dict[str, str]]) -> Figure:
     """Every run as a point and the means over the seeds as lines.
 
-    Other estimators than the default are drawn from two budgets on: a single one says nothing about growth.
+    Other estimators than the default and other options are drawn from two budgets on: a single one says nothing about
+    growth.
 
     Args:
         lines: of finished runs, as `budget.read` gives them.
@@ -41,7 +42,11 @@ def draw(lines: Sequence[dict[str, str]]) -> Figure:
         key = line["norm"], line["estimator"], line["width"], line["options"]
         shown = series.setdefault(key, {}).setdefault(int(line["presentations"]), [])
         shown.append(float(line["test"]))
-    series = {key: found for key, found in series.items() if key[1] == "approx" or len(found) > 1}
+    series = {
+        (norm, estimator, width, options): found
+        for (norm, estimator, width, options), found in series.items()
+        if (estimator == "approx" and not options) or len(found) > 1
+    }
     widths = {width for _, _, width, _ in series}
     figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
