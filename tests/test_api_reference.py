@@ -15,7 +15,7 @@ pytest.importorskip("pdoc")
 def test_it_has_a_page_for_every_module_with_all_its_public_names(tmp_path):
     script = ROOT / "docs" / "build.py"
     built = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "site")], cwd=ROOT, capture_output=True, text=True, timeout=300
+        [sys.executable, str(script), str(tmp_path / "site")], cwd=ROOT, capture_output=True, text=True, timeout=1200
     )
     assert built.returncode == 0, built.stderr
     modules = sorted(path for path in (tmp_path / "site" / "bnfree").glob("*.html"))

@@ -69,7 +69,7 @@ def test_runs_are_stopped_resumed_and_not_repeated(images, tmp_path):
     wait_for(lambda: list(output.glob("batch_norm-w4-40x40-*-seed0/checkpoints/last.ckpt")), process)
     (long_run,) = output.glob("batch_norm-w4-40x40-*-seed0/")
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=300)
+    process.communicate(timeout=1200)
     assert process.returncode
     wait_for(lambda: not running(long_run))
     assert [line["row"] for line in rows_of(output)] == ["bn_free:w4:40x2"]
@@ -170,7 +170,7 @@ def running(run):
     return any(f"--run_dir={run}" in line for line in lines)
 
 
-def wait_for(condition, process=None, seconds=300):
+def wait_for(condition, process=None, seconds=1200):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

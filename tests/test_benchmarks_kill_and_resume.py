@@ -17,7 +17,7 @@ def test_killed_trainings_end_as_whole_ones(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "kill_and_resume.py", *words],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600,
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1200,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr[-2000:]
     assert " 0 differences" in run.stdout

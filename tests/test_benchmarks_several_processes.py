@@ -22,7 +22,7 @@ FIT = [
 def test_two_processes_are_one_with_twice_the_batch(tmp_path):
     run = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "several_processes.py"],
-        cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=600,
+        cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=1200,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr[-2000:]
     assert "NOT AS EXPECTED" not in run.stdout
@@ -58,7 +58,7 @@ def slurm(directory):
 @pytest.mark.parametrize("launch", [torchrun, slurm])
 def test_processes_that_others_start_train_together(tmp_path, launch):
     started = launch(tmp_path)
-    assert [process.wait(timeout=400) for process in started] == [0] * len(started)
+    assert [process.wait(timeout=1200) for process in started] == [0] * len(started)
     with (tmp_path / "run" / "metrics.csv").open() as file:
         accuracies = [float(row["val/acc"]) for row in csv.DictReader(file) if row["val/acc"]]
     assert len(accuracies) == 1

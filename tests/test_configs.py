@@ -241,7 +241,7 @@ def test_ddp_overlay_trains_on_two_processes(name, data_dir, tmp_path):
     words += ["--trainer.callbacks+=bnfree.callbacks.ChannelsLast"]
     run = subprocess.run(
         [sys.executable, "-m", "bnfree.lightning_modules.cli", *words],
-        cwd=tmp_path, capture_output=True, text=True, timeout=300,
+        cwd=tmp_path, capture_output=True, text=True, timeout=1200,
         env={**os.environ, "PYTHONPATH": str(CONFIGS.parent), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-2000:]

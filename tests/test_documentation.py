@@ -52,7 +52,7 @@ def command(elsewhere, tmp_path_factory):
         environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
         done = subprocess.run(
             [sys.executable, str(script), *map(str, arguments)],
-            cwd=directory, env=environment, capture_output=True, text=True, timeout=600,
+            cwd=directory, env=environment, capture_output=True, text=True, timeout=1200,
         )  # fmt: skip
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout if code == 0 else done.stderr

@@ -42,7 +42,7 @@ def python(directory, *words, path=None):
     """Runs Python in a directory; returns what it prints."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(path or directory.parent / "site")}
     run = subprocess.run(
-        [sys.executable, *map(str, words)], cwd=directory, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, *map(str, words)], cwd=directory, env=environment, capture_output=True, text=True, timeout=1200
     )
     assert run.returncode == 0, run.stderr[-3000:]
     return run.stdout

@@ -59,7 +59,7 @@ def cluster(tmp_path):
     return tmp_path, environment
 
 
-def wait_for(condition, seconds=300):
+def wait_for(condition, seconds=1200):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -90,7 +90,7 @@ def test_a_requeued_job_goes_on_in_its_run_directory(cluster):
     newest = max(last, run / "hpc_ckpt_1.ckpt", key=lambda path: path.stat().st_mtime)
     again = subprocess.run(
         [*command, f"--trainer.max_epochs={epochs}"], cwd=folder, env=environment, capture_output=True, text=True,
-        timeout=300,
+        timeout=1200,
     )  # fmt: skip
     assert again.returncode == 0, again.stderr[-2000:]
     assert f"{newest.name}" in again.stderr + again.stdout

@@ -199,7 +199,7 @@ def test_two_processes_stop_together_with_the_ticket_of_one(tmp_path):
         directory.mkdir()
         run = subprocess.run(
             [sys.executable, "train.py", str(processes), str(directory)], cwd=tmp_path, capture_output=True, text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])}, timeout=300,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])}, timeout=1200,
         )  # fmt: skip
         assert run.returncode == 0, run.stderr[-2000:]
         said = {(directory / f"rank{rank}").read_text() for rank in range(processes)}

@@ -111,7 +111,7 @@ torch.save(module.backbone.state_dict(), f"rank{trainer.global_rank}.pt")
 def test_two_processes_with_images_of_their_own_go_on_with_the_same_constants(tmp_path):
     (tmp_path / "train.py").write_text(SCRIPT)
     run = subprocess.run(
-        [sys.executable, "train.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300,
+        [sys.executable, "train.py"], cwd=tmp_path, capture_output=True, text=True, timeout=1200,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr

@@ -244,7 +244,7 @@ def test_two_processes_find_the_masks_of_one(tmp_path, scope):
         directory.mkdir()
         run = subprocess.run(
             [sys.executable, "train.py", str(processes), str(directory), scope], cwd=tmp_path, capture_output=True,
-            text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])}, timeout=300,
+            text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])}, timeout=1200,
         )  # fmt: skip
         assert run.returncode == 0, run.stderr[-2000:]
         sums = [(directory / f"rank{rank}").read_text() for rank in range(processes)]

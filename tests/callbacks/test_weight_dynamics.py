@@ -208,7 +208,7 @@ def test_two_processes_record_what_one_records(tmp_path):
         directory = tmp_path / str(processes)
         run = subprocess.run(
             [sys.executable, "train.py", str(processes), str(directory)], cwd=tmp_path, capture_output=True, text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])}, timeout=300,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])}, timeout=1200,
         )  # fmt: skip
         assert run.returncode == 0, run.stderr[-2000:]
         results.append((read(directory / "weight_dynamics.csv"), logged(directory / "metrics.csv")))

@@ -205,7 +205,7 @@ def test_processes_at_the_same_time_share_it(folder):
     processes = [context.Process(target=setup_and_sum, args=(folder, queue)) for _ in range(3)]
     for process in processes:
         process.start()
-    sums = {queue.get(timeout=300) for _ in processes}
+    sums = {queue.get(timeout=1200) for _ in processes}
     for process in processes:
         process.join()
     plain = module(folder)

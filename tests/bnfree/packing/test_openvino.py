@@ -118,7 +118,7 @@ def test_signals_reach_a_process_whose_networks_are_gone():
         [sys.executable, "-c", SIGNALS],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
         cwd=Path(packable_networks.__file__).parent,
     )
     assert (run.returncode, run.stdout) == (0, "alive\n"), run.stderr

@@ -26,7 +26,7 @@ def offered(tmp_path_factory):
 
     def complete(*words):
         done = subprocess.run(
-            ["bash", "complete.sh", *words], cwd=place, capture_output=True, text=True, check=True, timeout=60
+            ["bash", "complete.sh", *words], cwd=place, capture_output=True, text=True, check=True, timeout=600
         )
         assert done.stderr == ""
         return done.stdout.split()

@@ -351,7 +351,7 @@ def test_a_format_by_its_path_from_a_directory_with_packages_of_the_same_names(t
     shutil.copytree(EARLIER / "run", tmp_path / "run")
     command = [sys.executable, "-m", "bnfree", "export", "run", "--format=my_formats.Readable", "--output=own.pth"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr
     assert "as the format has them" in done.stdout
     network = network_of(tmp_path / "run" / "checkpoints" / "last.ckpt")

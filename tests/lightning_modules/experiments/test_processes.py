@@ -17,7 +17,7 @@ def bnfree(project, *arguments):
     script.write_text("import sys\nfrom bnfree.lightning_modules.cli import main\nsys.exit(main())\n")
     return subprocess.run(
         [sys.executable, str(script), *arguments], cwd=project, env=environment, capture_output=True, text=True,
-        timeout=240,
+        timeout=1200,
     )  # fmt: skip
 
 

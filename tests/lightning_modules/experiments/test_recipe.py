@@ -288,7 +288,7 @@ def start(project, *options):
 def test_killed_at_any_moment_it_ends_with_the_same_weights(recipe, project):
     options = ["--trainer.max_epochs=15", "--test_after_fit=true"]
     whole = start(project, "--run_dir=whole", *options)
-    _, errors = whole.communicate(timeout=200)
+    _, errors = whole.communicate(timeout=1200)
     assert whole.returncode == 0, errors
     moments = random.Random(0)
     for after in (0, 1, 3, 0, 2):
@@ -303,7 +303,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_weights(recipe, project):
         process.send_signal(signal.SIGKILL)
         process.communicate()
     process = start(project, "--run_dir=killed", *options)
-    _, errors = process.communicate(timeout=200)
+    _, errors = process.communicate(timeout=1200)
     assert process.returncode == 0, errors
     for name in ("step1", "step2"):
         assert_same(weights(project / "killed" / name), weights(project / "whole" / name))
@@ -317,7 +317,7 @@ def test_two_processes_run_both_stages_as_one_after_the_other(recipe, project):
     options = ["--trainer.strategy=ddp", "--trainer.devices=2", "--data.batch_size=8", "--test_after_fit=true"]
     for more in ([], ["--run_dir=apart", "--stages=step1"], ["--run_dir=apart", "--stages=step2"]):
         process = start(project, *options, *more)
-        _, errors = process.communicate(timeout=240)
+        _, errors = process.communicate(timeout=1200)
         assert process.returncode == 0, errors
     for name in ("step1", "step2"):
         assert (recipe / name / "finished.yaml").is_file()

@@ -296,7 +296,7 @@ def test_two_processes_train_the_student_of_one_and_do_not_see_the_teacher(tmp_p
         out = tmp_path / f"{processes}.pt"
         run = subprocess.run(
             [sys.executable, "train.py", str(processes), str(out)], cwd=tmp_path, capture_output=True, text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])}, timeout=300,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])}, timeout=1200,
         )  # fmt: skip
         assert run.returncode == 0, run.stderr[-2000:]
         assert (run.stdout + run.stderr).count("validation images") == 1

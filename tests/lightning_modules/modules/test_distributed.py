@@ -45,7 +45,7 @@ def test_two_processes_give_the_weights_and_metrics_of_one(tmp_path, precision):
         command = [sys.executable, "train.py", str(processes), precision, str(out)]
         run = subprocess.run(
             command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])},
-            capture_output=True, text=True, timeout=300,
+            capture_output=True, text=True, timeout=1200,
         )  # fmt: skip
         assert run.returncode == 0, run.stderr[-2000:]
         results.append(torch.load(out, weights_only=True))

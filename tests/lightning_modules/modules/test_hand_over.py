@@ -277,7 +277,7 @@ trainer.fit(module, DataLoader(TensorDataset(images, torch.arange(64) % 4), 8))
 def test_two_processes_with_images_of_their_own_start_from_the_same_constants(step1, tmp_path, asked):
     (tmp_path / "train.py").write_text(SCRIPT)
     run = subprocess.run(
-        [sys.executable, "train.py", asked], cwd=tmp_path, capture_output=True, text=True, timeout=300,
+        [sys.executable, "train.py", asked], cwd=tmp_path, capture_output=True, text=True, timeout=1200,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-2000:]

@@ -180,7 +180,7 @@ torch.save(rate, f"rate{trainer.global_rank}.pt")
 def test_two_processes_count_twice(tmp_path):
     (tmp_path / "train.py").write_text(SCRIPT)
     run = subprocess.run(
-        [sys.executable, "train.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300,
+        [sys.executable, "train.py"], cwd=tmp_path, capture_output=True, text=True, timeout=1200,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-2000:]

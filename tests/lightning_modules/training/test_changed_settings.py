@@ -86,7 +86,7 @@ def test_the_rest_on_other_processes_starts_where_the_schedule_stopped(project, 
     def fit(*options):
         command = [sys.executable, "-m", "bnfree", "fit", *SMALL, "--trainer.max_epochs=8", *options]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=project)
+        run = subprocess.run(command, capture_output=True, text=True, timeout=1200, env=environment, cwd=project)
         assert run.returncode == 0, run.stderr[-2000:]
 
     (project / "quickstart.yaml").write_text((folder("configs") / "quickstart.yaml").read_text())

@@ -149,7 +149,7 @@ def test_all_processes_stop_together(digits, rank):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
         [sys.executable, "-m", "bnfree", "fit", "--config", "network.yaml", "--run_dir=run", "--trainer.strategy=ddp",
-         "--trainer.devices=2", *spoil], cwd=digits, env=environment, capture_output=True, text=True, timeout=240,
+         "--trainer.devices=2", *spoil], cwd=digits, env=environment, capture_output=True, text=True, timeout=1200,
     )  # fmt: skip
     assert run.returncode == 3, run.stderr
     lines = [line for line in run.stderr.splitlines() if line.startswith("bnfree: error: ")]

@@ -94,7 +94,7 @@ from pathlib import Path
 from bnfree.lightning_modules.training.run_directory import only_one
 with only_one(Path(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(3600)
 """
 
 
@@ -139,7 +139,7 @@ def test_a_workers_process_does_not_keep_the_lock(project):
     with run_directory.only_one(project / "run"):
         worker = os.fork()
         if worker == 0:
-            time.sleep(60)
+            time.sleep(3600)
             os._exit(0)
     try:
         with run_directory.only_one(project / "run"):
@@ -169,7 +169,7 @@ def test_two_fits_at_once_have_a_directory_each(project):
     # A clock that stands still: both are started in the same second.
     (project / "sitecustomize.py").write_text(CLOCK)
     processes = [start(project) for _ in range(3)]
-    outputs = [process.communicate(timeout=300) for process in processes]
+    outputs = [process.communicate(timeout=1200) for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], outputs
     directories = sorted((project / "runs" / "toy").iterdir())
     assert len(directories) == 3
@@ -192,11 +192,11 @@ datetime.datetime = Fixed
 @pytest.mark.slow
 def test_of_two_fits_at_once_into_one_directory_the_second_is_refused(project):
     processes = [start(project, "--run_dir=same") for _ in range(2)]
-    outputs = [process.communicate(timeout=300) for process in processes]
+    outputs = [process.communicate(timeout=1200) for process in processes]
     codes = [process.returncode for process in processes]
     assert sorted(codes) == [0, 2], outputs
     error = outputs[codes.index(2)][1].splitlines()[-1]
     assert error.startswith("bnfree: error: run_dir='same' ")
     more = start(project, "--run_dir=same", "--ckpt_path=last", "--trainer.max_epochs=6")
-    assert more.communicate(timeout=300)[0].count("epoch 6/6") == 1
+    assert more.communicate(timeout=1200)[0].count("epoch 6/6") == 1
     assert more.returncode == 0

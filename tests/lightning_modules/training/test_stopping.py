@@ -220,7 +220,7 @@ def test_sigterm_removes_what_is_half_written(project):
     (project / "half.py").write_text(script)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     run = subprocess.run(
-        [sys.executable, "half.py"], cwd=project, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "half.py"], cwd=project, env=environment, capture_output=True, text=True, timeout=1200
     )
     assert (run.returncode, run.stderr) == (143, "bnfree: stopped by SIGTERM\n")
     assert not [*project.glob("*result*"), *project.glob(".*result*")]
@@ -235,7 +235,7 @@ def test_two_processes_stop_after_the_same_step(project, rank):
     def start(*words):
         return subprocess.run(
             [sys.executable, "-m", "bnfree", *words], cwd=project, env=environment, capture_output=True, text=True,
-            timeout=300,
+            timeout=1200,
         )  # fmt: skip
 
     # Only one of the two is told.

@@ -12,7 +12,7 @@ from bnfree.tickets import load_ticket
 
 def run(project, *options):
     process = start(project, *options)
-    output, errors = process.communicate(timeout=400)
+    output, errors = process.communicate(timeout=1200)
     assert process.returncode == 0, errors
     return output
 

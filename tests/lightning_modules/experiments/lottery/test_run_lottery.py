@@ -128,7 +128,7 @@ def test_controls_of_the_users_own_by_their_paths(project):
     write_lottery(project, densities=[0.3])
     kinds = ["my_controls.Negated", "my_controls.halved"]
     process = start(project, "--trainer.max_epochs=1", "--controls", ",".join([*kinds, "reinit"]))
-    output, errors = process.communicate(timeout=600)
+    output, errors = process.communicate(timeout=1200)
     assert process.returncode == 0, errors
     run = project / "runs" / "lottery"
     assert "3 trainings: negated; halved; re-initialised." in output
@@ -148,7 +148,7 @@ def test_controls_of_the_users_own_by_their_paths(project):
         assert title in (run / "report.md").read_text()
     # Later, by the other action; what has finished is not repeated.
     process = start(project, "--controls=my_controls.halved", action=("controls", "runs/lottery"))
-    output, errors = process.communicate(timeout=600)
+    output, errors = process.communicate(timeout=1200)
     assert process.returncode == 0, errors
     assert "halved has finished: val/acc" in output
 
