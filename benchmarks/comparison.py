@@ -48,15 +48,20 @@ NAMED = {
     "head": "model.backbone.head",
     "loss": "model.loss",
 }
-# Overlays of other kinds; a kind of its own each, because a name says which settings go together.
+# Overlays of other kinds.
 OVERLAYS = {
     "data": (
         "reflect_padding", "alternating_flip", "cutout", "rand_augment", "mixup", "cutmix", "random_subsets",
     ),
     "training": (
-        "gradient_windows", "adamp", "sgdp", "muon", "schedule_free", "bop", "normalize_and_project", "affine_only",
-        "recu", "frozen_signs",
+        "gradient_windows", "adamp", "sgdp", "muon", "schedule_free", "bop", "latent_sphere", "recu", "freeze_signs",
+        "affine_only", "weight_shape",
     ),
+}  # fmt: skip
+# What needs another network, file or run beside it, only observes, or is asked about other images.
+NOT_COMPARED = {
+    "correct_teacher", "discriminator", "data_diet", "forgetting_scores", "periodic_regularizer", "alpha_batch_norm",
+    "adversarial_style", "adversarial_training", "feature_attack", "attacked_accuracy", "corrupted_accuracy",
 }  # fmt: skip
 TITLES = {
     "sign_estimator": "Sign estimators", "weight_transform": "Transforms of weights", "normalizer": "Normalisers",

@@ -31,6 +31,12 @@ def test_every_plugin_of_a_kind_is_a_row(comparison):
     assert comparison.rows("data")["cutout"] == ["--config=cutout"]
 
 
+def test_every_overlay_of_a_plugin_is_compared_or_named_as_one_that_is_not(comparison):
+    compared = {name for kind in comparison.TITLES for name in comparison.rows(kind)}
+    overlays = {path.stem for path in (ROOT / "configs/plugins").glob("*.yaml")}
+    assert overlays - compared == comparison.NOT_COMPARED
+
+
 def test_tables_compare_equal_seeds_and_leave_out_what_has_not_finished(comparison, tmp_path):
     for seed, accuracy in ((0, 0.50), (1, 0.54)):
         write_run(comparison.folder_of(tmp_path, "", "default", seed), [0.1, 0.2, 0.3, accuracy])
