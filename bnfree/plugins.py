@@ -154,6 +154,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "mixup": "bnfree.datamodules.extra_augmentation.ExtraAugmentation",
         "cutmix": "bnfree.datamodules.extra_augmentation.ExtraAugmentation",
         "random_subsets": "bnfree.datamodules.randomness.subset_order",
+        "group_size": "bnfree.backbones.residual.Variant",
+        "local_attention": "bnfree.local_attention.LocalAttention",
         "data_diet": "bnfree.datamodules.score_subsets.choose_by_score",
     },
 }

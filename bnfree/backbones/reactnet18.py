@@ -26,6 +26,7 @@ from bnfree.backbones.variance import normalizer_free_betas, public_betas_reactn
 from bnfree.binarize import Estimator
 from bnfree.errors import InputError
 from bnfree.heads import Head
+from bnfree.local_attention import LocalAttention
 from bnfree.normalizers import Norm
 from bnfree.weight_transforms import WeightTransform
 
@@ -66,6 +67,10 @@ class ReActNet18(ReActNet):
             `bnfree.weight_transforms`.
         slopes: slopes of the activations: `learned`, a real number a channel, or `power_of_two`, which need no
             multiplication, as in A&B BNN; see `bnfree.activations.PowerOfTwoRPReLU`.
+        group_size: input channels of a group of the 3x3 binary convolutions, the same in all of them: operations and
+            weights shrink in proportion (E2GC, Nguyen et al.); null: all, no groups. Weights of another group size do
+            not load.
+        attention: local attention behind each stage (`bnfree.local_attention`), 1 everywhere at the start.
 
     Raises:
         InputError: an argument out of range or an unknown choice.
@@ -97,6 +102,8 @@ class ReActNet18(ReActNet):
         weight_estimator: Estimator | None = None,
         weight_transform: WeightTransform | None = None,
         slopes: Slopes = "learned",
+        group_size: int | None = None,
+        attention: bool = False,
     ) -> None:
         check_sizes(num_classes=num_classes, in_channels=in_channels, width=width)
         check_stem(stem)
@@ -120,6 +127,7 @@ class ReActNet18(ReActNet):
             weight_estimator,
             weight_transform,
             slopes,
+            group_size,
         )
         imagenet = stem == "imagenet"
         first = Stem(in_channels, width, 7 if imagenet else 3, 2 if imagenet else 1, imagenet, variant)
@@ -140,6 +148,8 @@ class ReActNet18(ReActNet):
                 units.append(unit)
                 channels = out_channels
             stages.append(nn.Sequential(*units))
+            if attention:
+                stages[-1].add_module("attention", LocalAttention(channels))
         super().__init__(num_classes, variant, first, nn.Sequential(*stages), head, features_only, lean, fast)
         self.blocks_per_stage = depths
 

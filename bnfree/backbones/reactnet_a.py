@@ -69,6 +69,9 @@ class ReActNetA(ReActNet):
             `bnfree.weight_transforms`.
         slopes: slopes of the activations: `learned`, a real number a channel, or `power_of_two`, which need no
             multiplication, as in A&B BNN; see `bnfree.activations.PowerOfTwoRPReLU`.
+        group_size: input channels of a group of the 3x3 binary convolutions, the same in all of them: operations and
+            weights shrink in proportion (E2GC, Nguyen et al.); null: all, no groups. Weights of another group size do
+            not load.
 
     Raises:
         InputError: an argument out of range or an unknown choice.
@@ -99,6 +102,7 @@ class ReActNetA(ReActNet):
         weight_estimator: Estimator | None = None,
         weight_transform: WeightTransform | None = None,
         slopes: Slopes = "learned",
+        group_size: int | None = None,
     ) -> None:
         check_sizes(num_classes=num_classes, in_channels=in_channels, width=width)
         check_stem(stem)
@@ -107,7 +111,16 @@ class ReActNetA(ReActNet):
         if alpha is None:
             alpha = 0.2 if reference else 0.5
         variant = Variant(
-            norm, binary_weights, False, alpha, reference, estimator, weight_estimator, weight_transform, slopes
+            norm,
+            binary_weights,
+            False,
+            alpha,
+            reference,
+            estimator,
+            weight_estimator,
+            weight_transform,
+            slopes,
+            group_size,
         )
         layout = [*BLOCKS[:BEFORE], *[BLOCKS[BEFORE]] * repeated_blocks, *BLOCKS[-AFTER:]]
         first = Stem(in_channels, width, 3, 2 if stem == "imagenet" else 1, False, variant)

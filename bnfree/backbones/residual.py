@@ -39,8 +39,11 @@ class Variant:
     weight_estimator: Estimator | None = None
     weight_transform: WeightTransform | None = None
     slopes: Slopes = "learned"
+    group_size: int | None = None
 
     def __post_init__(self) -> None:
+        if self.group_size is not None:
+            check_sizes(group_size=self.group_size)
         get_normalizer(self.norm)
         if not self.alpha > 0:
             raise InputError(f"alpha={self.alpha} must be greater than 0.")
@@ -55,12 +58,21 @@ class Variant:
         self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, binary: bool = True
     ) -> BinaryConv2d:
         """A convolution with padding that keeps the size at stride 1."""
+        groups = 1
+        if self.group_size is not None and binary and kernel_size == 3:
+            groups, rest = divmod(in_channels, self.group_size)
+            if rest or out_channels % groups:
+                raise InputError(
+                    f"group_size={self.group_size} must divide the {in_channels} channels of a 3x3 convolution into "
+                    f"groups, as many as divide its {out_channels} filters."
+                )
         return BinaryConv2d(
             in_channels,
             out_channels,
             kernel_size,
             stride,
             padding=(kernel_size - 1) // 2,
+            groups=groups,
             binary_weights=binary and self.binary_weights,
             standardize=standardizes_weights(self.norm),
             init="public_code" if self.reference else "kaiming",

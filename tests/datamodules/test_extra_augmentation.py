@@ -184,3 +184,22 @@ def test_stored_answers_know_the_augmentation(tiny):
 def test_mistakes(tiny, options, sentence):
     with pytest.raises(InputError, match=sentence):
         tiny(**options).setup("fit")
+
+
+def test_the_box_of_cutmix_has_the_area_of_its_share():
+    """Of 20x20 pixels, around a drawn pixel, cut off at the border; from ones and zeros."""
+    count = 40
+    draws = Draws(0, 3, list(range(2 * count)), 2)
+    images = torch.cat([torch.ones(count, 1, 20, 20), torch.zeros(count, 1, 20, 20)])
+    mixed, labels = ExtraAugmentation(cutmix=1.0).change_values(images, torch.arange(2 * count) // count, draws)
+    whole = 0
+    for i, image in enumerate(mixed):
+        random = Random(f"mix/0/3/{i}")
+        side = (20 * (1 - random.betavariate(1.0, 1.0)) ** 0.5).__round__()
+        row, column = random.randrange(20), random.randrange(20)
+        inside = all(side // 2 <= place <= 20 - side + side // 2 for place in (row, column))
+        whole += inside
+        cut = 400 - int(image.sum())
+        assert cut == side**2 if inside else cut < side**2 or side == 0
+        assert labels[i].tolist() == pytest.approx([1 - cut / 400, cut / 400])
+    assert 5 < whole < count
