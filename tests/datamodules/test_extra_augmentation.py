@@ -203,3 +203,17 @@ def test_the_box_of_cutmix_has_the_area_of_its_share():
         assert cut == side**2 if inside else cut < side**2 or side == 0
         assert labels[i].tolist() == pytest.approx([1 - cut / 400, cut / 400])
     assert 5 < whole < count
+
+
+def test_draws_differ_with_seed_epoch_and_image_alone():
+    """For what is drawn image by image, apart from crops, flips and partners."""
+
+    def shown_squares(**changes):
+        draws = Draws(**{"seed": 0, "epoch": 0, "images": list(range(30)), "num_classes": 2, **changes})
+        return ExtraAugmentation(cutout=2).change_values(torch.ones(30, 1, 9, 9), torch.zeros(30).long(), draws)[0]
+
+    first = shown_squares()
+    assert torch.equal(first, shown_squares())
+    for changes in ({"seed": 1}, {"epoch": 1}, {"images": list(range(30, 60))}):
+        assert (shown_squares(**changes) != first).flatten(1).any(1).sum() > 20
+    assert torch.equal(shown_squares(images=list(range(29, -1, -1))), first.flip(0))
