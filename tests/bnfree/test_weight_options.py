@@ -197,3 +197,55 @@ def test_a_plain_function_is_a_transform():
 def test_what_is_none_is_refused(options, message):
     with pytest.raises(InputError, match=message):
         ReActNet18(width=2, **options)
+
+
+def gradients(network, x):
+    network.zero_grad()
+    network(x).square().sum().backward()
+    return torch.cat([p.grad.flatten() for p in network.parameters()])
+
+
+def scheduled_network(name, progress=0.6):
+    torch.manual_seed(0)
+    depth = {"blocks_per_stage": [1, 1, 1, 1]}
+    network = ReActNet18(num_classes=3, width=4, estimator=name, weight_estimator=name, **depth)
+    for module in network.modules():
+        if getattr(module, "estimator_progress", None) is not None:
+            module.estimator_progress.fill_(progress)
+    return network
+
+
+@pytest.mark.parametrize("name", ["reste", "ede"])
+def test_the_fast_mode_of_half_saved_inputs_goes_with_a_schedule(name):
+    x = torch.randn(4, 3, 16, 16)
+    network = scheduled_network(name)
+    exact = gradients(network, x)
+    network.fast = ["half_saved"]
+    rounded = gradients(network, x)
+    assert not torch.equal(rounded, exact)
+    assert (rounded - exact).norm() < 1e-3 * exact.norm()
+
+
+@pytest.mark.slow
+def test_a_compiled_network_follows_a_schedule_in_one_graph():
+    from torch._dynamo.backends.debugging import aot_eager
+
+    torch._dynamo.reset()
+    x, graphs = torch.randn(4, 3, 16, 16), []
+
+    def backend(graph, inputs, **options):
+        graphs.append(graph)
+        return aot_eager(graph, inputs)
+
+    network = scheduled_network("reste")
+    compiled = torch.compile(network, backend=backend)
+    for progress in (0.0, 0.5, 1.0):
+        for module in network.modules():
+            if getattr(module, "estimator_progress", None) is not None:
+                module.estimator_progress.fill_(progress)
+        expected = gradients(network, x)
+        network.zero_grad()
+        compiled(x).square().sum().backward()
+        found = torch.cat([p.grad.flatten() for p in network.parameters()])
+        assert (found - expected).norm() < 1e-5 * expected.norm()
+    assert len(graphs) == 1
