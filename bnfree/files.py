@@ -60,7 +60,7 @@ def is_full_disk(error: BaseException) -> bool:
     seen: BaseException | None = error
     while seen is not None:
         # Libraries in Rust, such as safetensors, have the number in their text.
-        number = re.search(r"\(os error (\d+)\)", str(seen))
+        number = re.search(r"(?:os error|Os \{ code:) (\d+)", str(seen))
         if (isinstance(seen, OSError) and seen.errno in FULL) or (number and int(number[1]) in FULL):
             return True
         seen = seen.__cause__ or seen.__context__
