@@ -67,3 +67,14 @@ def test_its_boxes_are_the_same_with_the_body_on_bits(model, names):
     found = model(images)[0]
     assert torch.allclose(found["boxes"], expected["boxes"], atol=1e-3)
     assert torch.equal(found["labels"], expected["labels"])
+
+
+@pytest.mark.slow
+def test_the_other_blocks_run_as_they_are_printed(names, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images = [torch.rand(3, 64, 64) for _ in range(2)]
+    targets = [{"boxes": torch.tensor([[8.0, 8, 40, 40]]), "labels": torch.tensor([1])} for _ in images]
+    given = {**names, "images": torch.randn(2, 3, 64, 64), "list_of_images": images, "list_of_targets": targets}
+    exec(BLOCKS[1].replace("width=64", "width=4").replace("num_classes=20", "3, size=64, out_channels=8"), given)
+    exec(BLOCKS[2], given)
+    assert [tuple(m.shape) for m in given["maps"]] == [(2, 4 * 2**i, 16 // 2**i, 16 // 2**i) for i in range(4)]

@@ -17,13 +17,17 @@ from bnfree.lightning_modules.training.class_names import KEY, check_class_names
 from bnfree.lightning_modules.training.messages import say
 from bnfree.packing import NetworkInfo, PackedNetwork, is_packed, load, pretrained_path
 from bnfree.packing.engines import EngineName
+from bnfree.packing.hub import is_hub, pull
 from bnfree.packing.zoo import full_name
 
 SUFFIX = ".safetensors"
+CHECKPOINTS = (".ckpt", ".pt", ".pth")
 
 
 def names_packed_file(given: str) -> bool:
     """Whether a word means a packed file, or a pretrained network by its name."""
+    if is_hub(given):
+        return not given.endswith(CHECKPOINTS)
     if Path(given).suffix == SUFFIX or is_packed(given):
         return True
     try:
@@ -76,7 +80,7 @@ def packed_path(given: str | Path) -> Path:
     Raises:
         InputError: there is none.
     """
-    path = Path(given).expanduser()
+    path = pull(str(given)) if is_hub(str(given)) else Path(given).expanduser()
     if not path.is_file():
         if path.suffix:
             raise InputError(f"model={str(given)!r} is no file; give a packed file, as bnfree export writes it.")

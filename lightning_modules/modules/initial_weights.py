@@ -15,6 +15,7 @@ from bnfree.lightning_modules.modules.hand_over import Inputs, Origin, remembere
 from bnfree.lightning_modules.modules.torchvision_network import TorchvisionNetwork
 from bnfree.packing import is_packed, pretrained_names, pretrained_path
 from bnfree.packing.file_format import read as read_packed
+from bnfree.packing.hub import is_hub, pull
 from bnfree.packing.trainable import trainable_state_dict
 from bnfree.reference import is_public_checkpoint, load_checkpoint
 from bnfree.state_dicts import read_checkpoint_file, read_state_dict, uncompiled
@@ -37,7 +38,7 @@ def load_initial_weights(
 
     Args:
         backbone: the network to fill; it keeps its weights when anything fails.
-        path: checkpoint file, opened with `weights_only=True`.
+        path: checkpoint file, opened with `weights_only=True`; `hf://user/repo/file`: one on the Hugging Face hub.
         argument: what the messages call the file.
         trained_ticket: of a ticket take the weights that it was found with, and not those that its training starts
             from again.
@@ -52,7 +53,8 @@ def load_initial_weights(
     """
     given = f"{argument}={str(path)!r}"
     head = _head_of(backbone) if replace_head else None
-    weights, origin = _read_weights(Path(path), backbone, given, trained_ticket)
+    place = pull(str(path)) if is_hub(str(path)) else Path(path)
+    weights, origin = _read_weights(place, backbone, given, trained_ticket)
     current = backbone.state_dict()
     if head is not None:
         theirs = {key: value for key, value in weights.items() if key.startswith(head)}

@@ -12,6 +12,7 @@ from bnfree.lightning_modules.modules.initial_weights import find_packed
 from bnfree.lightning_modules.training.checkpoints import remembered_config
 from bnfree.packing.bits import TernaryWeight
 from bnfree.packing.file_format import read
+from bnfree.packing.hub import is_hub, pull
 from bnfree.packing.layers import PackedLayers
 from bnfree.reference import is_public_checkpoint, load_checkpoint
 from bnfree.state_dicts import read_checkpoint_file
@@ -28,6 +29,7 @@ def network_behind(source: str) -> dict[str, Any] | None:
         InputError: a packed file or a public checkpoint whose network cannot be told from its weights; a checkpoint
             that holds no plain values.
     """
+    source = str(pull(source)) if is_hub(source) else source
     packed = find_packed(Path(source))
     if packed is not None:
         return _of_packed(read(packed)[0], source)

@@ -22,6 +22,7 @@ from bnfree.lightning_modules.training.config.initial_network import network_beh
 from bnfree.lightning_modules.training.config.shipped import SUFFIXES, find_config, shipped_configs
 from bnfree.lightning_modules.training.run_directory import CHECKPOINTS, CONFIG, latest_config, run_directory_of
 from bnfree.names import did_you_mean
+from bnfree.packing.hub import is_hub, pull
 from bnfree.users_words import note, take_allowed
 
 SOURCE = "a YAML config, a run directory or a checkpoint"
@@ -202,12 +203,12 @@ def take_positionals(arguments: Sequence[str], flags: Collection[str] = ()) -> t
 
 
 def options_of(source: str) -> list[str]:
-    """The options that a config, a run directory or a checkpoint stands for.
+    """The options that a config, a run directory or a checkpoint stands for; `hf://user/repo/file` is one on the hub.
 
     Raises:
         InputError: it is none of them.
     """
-    path = Path(source).expanduser()
+    path = pull(source) if is_hub(source) else Path(source).expanduser()
     if (path / CONFIG).is_file():
         last = path / CHECKPOINTS / "last.ckpt"
         return ["--ckpt_path", str(last)] if last.is_file() else ["--config", Found(latest_config(path))]
