@@ -55,49 +55,63 @@ INLINE uint32_t finish(const struct unit *u, int block, const base_number *base,
 }
 
 /* 16 outputs of a 1x1 convolution on the shortcut, for `pixels` neighbours. */
+#if defined(AVX512)
 INLINE void project(const int pixels, const struct unit *u, int block, const value *in, value *out)
 {
     const int in_pixel = u->in_blocks * BLOCK, out_pixel = u->blocks * BLOCK;
-    float sum[PIXELS][BLOCK];
+    const __m512 scale = _mm512_loadu_ps(u->projection_scale + block * BLOCK);
+    __m512 sum[PIXELS];
     for (int p = 0; p < pixels; p++)
-        for (int o = 0; o < BLOCK; o++)
-            sum[p][o] = 0.0f;
+        sum[p] = _mm512_setzero_ps();
     if (u->projection != NULL) {
         const float *weights = u->projection + (size_t)block * (size_t)u->channels * BLOCK;
-        for (int i = 0; i < u->channels; i++, weights += BLOCK)
+        for (int i = 0; i < u->channels; i++) {
+            const __m512 weight = _mm512_loadu_ps(weights + i * BLOCK);
             for (int p = 0; p < pixels; p++)
-                for (int o = 0; o < BLOCK; o++)
-                    sum[p][o] = multiply_add(in[p * in_pixel + i], weights[o], sum[p][o]);
+                sum[p] = _mm512_fmadd_ps(_mm512_set1_ps(in[p * in_pixel + i]), weight, sum[p]);
+        }
     } else {
         const uint16_t *signs = u->signs + (size_t)block * (size_t)u->channels;
         const uint16_t *survivors = u->survivors + (size_t)block * (size_t)u->channels;
         for (int i = 0; i < u->channels; i++) {
-            const uint32_t plus_bits = signs[i], minus_bits = (uint32_t)survivors[i] & ~plus_bits;
+            const __mmask16 positive = signs[i], negative = (__mmask16)(survivors[i] & ~signs[i]);
             for (int p = 0; p < pixels; p++) {
-                const float x = in[p * in_pixel + i];
-#if defined(AVX512)
-                const __m512 all = _mm512_set1_ps(x);
-                __m512 total = _mm512_loadu_ps(sum[p]);
-                total = _mm512_mask_add_ps(total, (__mmask16)plus_bits, total, all);
-                _mm512_storeu_ps(sum[p], _mm512_mask_sub_ps(total, (__mmask16)minus_bits, total, all));
-#else
-                for (int o = 0; o < BLOCK; o++) {
-                    if (plus_bits >> o & 1u)
-                        sum[p][o] = sum[p][o] + x;
-                    else if (minus_bits >> o & 1u)
-                        sum[p][o] = sum[p][o] - x;
-                }
-#endif
+                const __m512 x = _mm512_set1_ps(in[p * in_pixel + i]);
+                sum[p] = _mm512_mask_add_ps(sum[p], positive, sum[p], x);
+                sum[p] = _mm512_mask_sub_ps(sum[p], negative, sum[p], x);
             }
         }
-        for (int p = 0; p < pixels; p++)
-            for (int o = 0; o < BLOCK; o++)
-                sum[p][o] = sum[p][o] * u->projection_scale[block * BLOCK + o];
     }
     for (int p = 0; p < pixels; p++)
-        for (int o = 0; o < BLOCK; o++)
-            out[p * out_pixel + o] = sum[p][o];
+        _mm512_storeu_ps(out + p * out_pixel, _mm512_mul_ps(sum[p], scale));
 }
+#else
+INLINE void project(const int pixels, const struct unit *u, int block, const value *in, value *out)
+{
+    const int in_pixel = u->in_blocks * BLOCK, out_pixel = u->blocks * BLOCK;
+    for (int p = 0; p < pixels; p++, in += in_pixel, out += out_pixel) {
+        float sum[BLOCK] = {0};
+        if (u->projection != NULL) {
+            const float *weights = u->projection + (size_t)block * (size_t)u->channels * BLOCK;
+            for (int i = 0; i < u->channels; i++)
+                for (int o = 0; o < BLOCK; o++)
+                    sum[o] = multiply_add(in[i], weights[i * BLOCK + o], sum[o]);
+        } else {
+            const uint16_t *signs = u->signs + (size_t)block * (size_t)u->channels;
+            const uint16_t *survivors = u->survivors + (size_t)block * (size_t)u->channels;
+            for (int i = 0; i < u->channels; i++)
+                for (int o = 0; o < BLOCK; o++) {
+                    if (signs[i] >> o & 1)
+                        sum[o] = sum[o] + in[i];
+                    else if (survivors[i] >> o & 1)
+                        sum[o] = sum[o] - in[i];
+                }
+        }
+        for (int o = 0; o < BLOCK; o++)
+            out[o] = sum[o] * u->projection_scale[block * BLOCK + o];
+    }
+}
+#endif
 
 /* 16 outputs of the first layer for `pixels` neighbours, in each of which the same taps meet the image.
 
