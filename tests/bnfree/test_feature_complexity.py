@@ -18,6 +18,8 @@ def test_equal_channels_are_merged_without_error():
     incoming, outgoing, x = torch.randn(6, 5), torch.randn(3, 6), torch.randn(20, 5)
     incoming[4], outgoing[:, 4] = incoming[1], outgoing[:, 1]
     incoming[5], outgoing[:, 5] = incoming[1], outgoing[:, 1]
+    # One that is nearly equal stays.
+    incoming[3], outgoing[:, 3] = incoming[0] + 1e-3, outgoing[:, 0]
     rows, columns, groups = merge_channels(incoming, outgoing, beta=0.0)
     assert sorted(map(sorted, groups)) == [[0], [1, 4, 5], [2], [3]]
     torch.testing.assert_close(two_layers(rows, columns, x), two_layers(incoming, outgoing, x), rtol=1e-4, atol=1e-5)
