@@ -122,6 +122,7 @@ def test_a_sign_has_the_slope_of_its_progress(lean):
         torch.testing.assert_close(gradient.flatten(), torch.tensor(slopes, dtype=torch.float64), rtol=1e-7, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_torch_compile_follows_a_schedule_without_compiling_again():
     torch._dynamo.reset()
     rsign = RSign(3, "reste")

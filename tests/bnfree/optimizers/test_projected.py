@@ -96,6 +96,7 @@ def test_weight_decay_of_what_is_projected_is_a_tenth():
     torch.testing.assert_close(found[0.0] - found[1.0], 1e-4 * start, rtol=1e-9, atol=1e-15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["AdamP", "SGDP"])
 def test_it_is_that_of_timm(name):
     theirs = getattr(pytest.importorskip("timm.optim"), name)
