@@ -83,7 +83,8 @@ def fold_body(
             )
     stem = _fold_stem(model.stem, precision)
     folded = tuple(_fold_unit(name, unit, precision) for name, unit in units.items())
-    _check_finite(tensors_of((stem, *folded)))
+    for part, tensors in (("stem", tensors_of(stem)), ("units", tensors_of(folded))):
+        _check_finite((f"{part}.{name}", tensor) for name, tensor in tensors)
     return type(model).__name__, stem, folded
 
 
