@@ -10,7 +10,7 @@ from bnfree.clipping import adaptive_clip_grad_
 from bnfree.convolution import BinaryConv2d
 from bnfree.diagnostics import measure_signals
 
-SIZES = [1e-44, 1e-38, 1e-30, 1e-20, 1e-10, 1.0, 1e10, 1e18, 1e19, 1e25, 1e30, 3e37]
+SIZES = [1e-44, 1e-30, 1e-20, 1.0, 1e18, 1e19, 1e30, 3e37]
 
 
 def of_size(size, *shape):
@@ -62,8 +62,8 @@ def test_latent_weights(lean, binary, standardize, masked, size):
         assert layer.weight.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("gradient", [1e-3, 1e12, 1e25, 1e38])
-@pytest.mark.parametrize("size", [1e18, 1e19, 1e25, 1e38])
+@pytest.mark.parametrize("gradient", [1e-3, 1e25, 1e38])
+@pytest.mark.parametrize("size", [1e18, 1e25, 1e38])
 @pytest.mark.parametrize("shape", [(6, 4, 3, 3), (3, 2), (5,), (4, 1, 1, 1)])
 def test_clipping_by_weights_of_any_size(size, gradient, shape):
     p = nn.Parameter(of_size(1, *shape).clamp(-2, 2) * size)
@@ -76,7 +76,7 @@ def test_clipping_by_weights_of_any_size(size, gradient, shape):
 
 
 @pytest.mark.parametrize("full", [False, True])
-@pytest.mark.parametrize("size", [1e-44, 1e-20, 1e18, 1e30, 3e37])
+@pytest.mark.parametrize("size", [1e-44, 1e18, 3e37])
 def test_calibration_on_images_of_any_size(size, full):
     network, images = ReActNet18(num_classes=10, in_channels=1, width=4), of_size(size, 8, 1, 8, 8)
     calibrate(network, images, full=full)

@@ -64,7 +64,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("failure", ["missing", "no Python"])
+@pytest.mark.parametrize("failure", ["missing", pytest.param("no Python", marks=pytest.mark.slow)])
 def test_every_command_names_the_class_and_what_is_wrong_with_its_module(loose, complaint, command, failure):
     text, said = FAILURES[failure]
     if text is not None:
