@@ -39,6 +39,7 @@ def fit(tmp_path, *callbacks, **options):
     return data
 
 
+@pytest.mark.slow
 def test_it_counts_what_a_count_by_hand_does(tmp_path):
     by_hand = ByHand()
     data = fit(tmp_path, by_hand, ForgettingScores())

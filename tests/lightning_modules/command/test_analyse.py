@@ -15,7 +15,7 @@ SMALL = ["--model.backbone.width=2", "--data.limit_train=40"]
     ("analysis", "columns"),
     [
         pytest.param("sensitivity", {"scale_free", "eigenvalue", "trace"}, marks=pytest.mark.slow),
-        ("trainability", {"condition", "patterns"}),
+        pytest.param("trainability", {"condition", "patterns"}, marks=pytest.mark.slow),
         ("complexity", {"features"}),
     ],
 )
