@@ -13,10 +13,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import gzip
 import io
+import logging
 import os
+import pickle
 import random
 import resource
+import struct
 import sys
 import tempfile
 import time
@@ -27,11 +31,16 @@ from typing import Any
 
 import torch
 import yaml
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from bnfree import trust
+from bnfree.datamodules.cifar_files import read_batch
+from bnfree.datamodules.idx import read_idx
+from bnfree.datamodules.image_store import ImageStore
 from bnfree.errors import InputError
+from bnfree.images.decoding import decode_image
 from bnfree.lightning_modules.cli import main
 from bnfree.lightning_modules.experiments.tickets.looking import ticket_info
 from bnfree.lightning_modules.modules.teacher import remembered_network
@@ -166,6 +175,52 @@ def _logits() -> bytes:
         return place.read_bytes()
 
 
+def read_as_image_cache(path: Path) -> None:
+    """The index (odd sizes of `path`) or the images (even ones) of a cache that lies beside its image files."""
+    root = path.parent / "images"
+    if not root.is_dir():
+        root.mkdir()
+        for number in range(4):
+            Image.new("RGB", (20 + number, 12), (40 * number, 0, 0)).save(root / f"{number}.png")
+    store = ImageStore(path.parent / "cache", "train", "jpeg256", 8)
+    names = sorted(file.name for file in root.iterdir())
+    store.fill(root, names)
+    part = store._path("index.npz" if path.stat().st_size % 2 else "data")
+    part.write_bytes(mutated_bytes(part.read_bytes(), random.Random(path.read_bytes())))
+    again = ImageStore(path.parent / "cache", "train", "jpeg256", 8)
+    again.fill(root, names)
+    sizes = {tuple(again.image(number).shape) for number in range(4)}
+    if any(size[0] != 3 for size in sizes):
+        raise ValueError(f"images of {sizes}")
+
+
+def _idx(pack: Callable[[bytes], bytes] = bytes) -> bytes:
+    return pack(struct.pack(">4B3I", 0, 0, 8, 3, 20, 8, 8) + random.Random(0).randbytes(20 * 64))
+
+
+def _cifar() -> bytes:
+    data = torch.randint(256, (20, 3072), dtype=torch.uint8).numpy()
+    return pickle.dumps({b"data": data, b"labels": [n % 10 for n in range(20)]}, protocol=2)
+
+
+def _jpeg() -> bytes:
+    file = io.BytesIO()
+    Image.effect_noise((40, 30), 50).convert("RGB").save(file, "JPEG")
+    return file.getvalue()
+
+
+def _read_idx(path: Path) -> None:
+    read_idx(path, 3)
+
+
+def _read_cifar(path: Path) -> None:
+    read_batch(path, "labels", 10)
+
+
+def _read_image(path: Path) -> None:
+    decode_image(path)
+
+
 KINDS: dict[str, tuple[Callable[[], bytes], Callable[[Path], None], Callable[[Any, Path], None] | None, str]] = {
     "checkpoint": ((EARLIER / "run/checkpoints/last.ckpt").read_bytes, read_as_checkpoint, _torch_file, ".ckpt"),
     "ticket": ((EARLIER / "lottery/seed_0/level_01/ticket.pt").read_bytes, read_as_ticket, _sealed_ticket, ".pt"),
@@ -177,6 +232,11 @@ KINDS: dict[str, tuple[Callable[[], bytes], Callable[[Path], None], Callable[[An
     ),
     "config": ((EARLIER / "run/config.yaml").read_bytes, check_found, _yaml_file, ".yaml"),
     "logits": (_logits, read_as_cache, None, ".safetensors"),
+    "idx": (_idx, _read_idx, None, ".idx"),
+    "idx.gz": (lambda: _idx(gzip.compress), _read_idx, None, ".gz"),
+    "cifar": (_cifar, _read_cifar, None, ".pickle"),
+    "image": (_jpeg, _read_image, None, ".jpg"),
+    "image_cache": (lambda: random.Random(0).randbytes(200), read_as_image_cache, None, ".change"),
 }
 COMMANDS = {
     "checkpoint": [["summary", "{}"], ["test", "--ckpt_path={}", "--trainer.limit_test_batches=1"]],
@@ -260,6 +320,8 @@ def main_(words: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(words)
     torch.set_num_threads(1)
+    # A cache that is damaged is made again, which is said each time.
+    logging.disable(logging.INFO)
     ran: list[str] = []
     sys.addaudithook(lambda event, arguments: ran.append(event) if event.startswith(FORBIDDEN) else None)
     bad = 0

@@ -15,7 +15,13 @@ class InputError(ValueError):
 
     The message is one sentence that names the argument, the value and what would be right. The `bnfree` command prints
     it without a traceback and leaves with exit code 2; in Python it is an ordinary `ValueError`.
+
+    Args:
+        message: the sentence. Where it quotes another error of several lines, they become one.
     """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(" ".join(line.strip() for line in str(message).split("\n") if line.strip()))
 
 
 class NonFiniteError(InputError):

@@ -23,6 +23,7 @@ from torch import Tensor
 from bnfree.errors import InputError
 from bnfree.files import whole_file
 from bnfree.images.decoding import DECODING, decode_image, decode_jpeg_bytes
+from bnfree.images.jpeg_header import read_jpeg_header
 from bnfree.images.resizing import resize_shorter_side
 
 try:
@@ -100,7 +101,12 @@ class ImageStore:
         start, end = self._index["offsets"][index : index + 2]
         content = torch.from_numpy(self._data[start:end])
         if self.kind == "jpeg256":
+            # Before it is decoded: damaged bytes can state gigabytes of pixels.
+            header = read_jpeg_header(self._data[start:end])
+            stated = None if header is None else [header.height, header.width]
             try:
+                if stated != self._index["shapes"][index].tolist():
+                    raise OSError("another size")
                 return decode_jpeg_bytes(content)
             except (RuntimeError, OSError) as error:
                 raise InputError(f"{self._path('data')} is damaged: remove it, and it is made again.") from error

@@ -149,6 +149,18 @@ def test_pixels_that_have_been_damaged_are_told(folder):
         epoch_of(spoilt := module(folder, cache="jpeg256"), spoilt.test_dataloader())
 
 
+def test_a_damaged_size_is_told_before_its_pixels_take_memory(folder, monkeypatch):
+    module(folder, cache="jpeg256").setup()
+    data = folder / ".cache" / "test-jpeg256-32.data"
+    content = bytearray(data.read_bytes())
+    frame = content.index(b"\xff\xc0")
+    content[frame + 5 : frame + 9] = b"\xff\xdc\xff\xdc"
+    data.write_bytes(content)
+    monkeypatch.setattr(image_store, "decode_jpeg_bytes", lambda content: pytest.fail("65500 x 65500 pixels decoded"))
+    with pytest.raises(InputError, match=r"test-jpeg256-32.data is damaged"):
+        epoch_of(spoilt := module(folder, cache="jpeg256"), spoilt.test_dataloader())
+
+
 def test_it_is_made_again_for_the_other_orientation(folder):
     exif = Image.Exif()
     exif[0x0112] = 6
