@@ -50,6 +50,7 @@ NAMED = {
 }
 # Overlays of other kinds.
 OVERLAYS = {
+    "backbone": ("group_size", "local_attention"),
     "data": (
         "reflect_padding", "alternating_flip", "cutout", "rand_augment", "mixup", "cutmix", "random_subsets",
     ),
@@ -65,7 +66,8 @@ NOT_COMPARED = {
 }  # fmt: skip
 TITLES = {
     "sign_estimator": "Sign estimators", "weight_transform": "Transforms of weights", "normalizer": "Normalisers",
-    "head": "Heads", "loss": "Losses", "data": "Data", "training": "Optimizers and callbacks",
+    "head": "Heads", "loss": "Losses", "backbone": "Layers of the backbone", "data": "Data",
+    "training": "Optimizers and callbacks",
 }  # fmt: skip
 WARM_UP, STEPS = 3, 12
 

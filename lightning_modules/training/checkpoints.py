@@ -20,6 +20,7 @@ from bnfree.import_names import class_paths_of_today
 from bnfree.lightning_modules.training.messages import say
 from bnfree.lightning_modules.training.run_directory import CHECKPOINTS
 from bnfree.names import did_you_mean
+from bnfree.tickets import is_ticket
 from bnfree.tickets.ticket_file import CONFIG_KEYS
 
 LAST_GOOD = "last-good"
@@ -167,12 +168,12 @@ def differences(remembered: Any, effective: Any, name: str) -> Iterator[str]:
 
 
 def check_restorable(checkpoint: Mapping[str, Any], path: str) -> None:
-    """Refuses what Lightning cannot restore a module from.
+    """Refuses what Lightning cannot restore a module from; tickets are read without it.
 
     Raises:
         InputError: it does not say which release of Lightning has written it.
     """
-    if VERSION_KEY not in checkpoint:
+    if VERSION_KEY not in checkpoint and not is_ticket(checkpoint):
         raise InputError(
             f"ckpt_path={path!r} has no entry {VERSION_KEY!r}, so that Lightning cannot restore it; give a checkpoint "
             "of a Trainer, or start from its weights with --model.init_from."
