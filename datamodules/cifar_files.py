@@ -1,51 +1,118 @@
 """Reader of CIFAR's pickled files that cannot run code from them."""
 
 import hashlib
+import io
 import pickle
+import pickletools
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bnfree.errors import InputError
 
-# What the published files and those written by newer versions of Python and NumPy name; none of it has side effects.
-_ALLOWED = {
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy.core.numeric", "_frombuffer"),
-    ("numpy._core.numeric", "_frombuffer"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("_codecs", "encode"),
+# Numbers, which may be read from any bytes; NumPy itself would also take what a damaged file says of other kinds, and
+# crash on it.
+_NUMBERS = ("b1", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8")
+
+
+class _DType:
+    """Stands for `numpy.dtype`: what a file says of the numbers of an array."""
+
+    def __init__(self, code: str, *_: Any) -> None:
+        self.code, self.order = code, "="
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = state[1]
+
+    def plain(self) -> np.dtype[Any]:
+        if self.code not in _NUMBERS or self.order not in ("<", ">", "|", "="):
+            raise pickle.UnpicklingError(f"it has an array of {self.order}{self.code}")
+        return np.dtype(f"{self.order}{self.code}")
+
+
+class _Array:
+    """Stands for `numpy.ndarray`."""
+
+    value: NDArray[Any] | None = None
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, fortran, content = state
+        self.value = _numbers(content, dtype, shape, "F" if fortran else "C")
+
+
+def _numbers(content: Any, dtype: Any, shape: Any, order: Any = "C") -> NDArray[Any]:
+    if not isinstance(dtype, _DType):
+        raise pickle.UnpicklingError("it has an array without a dtype")
+    # A string of Python 2 is a text here.
+    raw = content.encode("latin1") if isinstance(content, str) else bytes(memoryview(content))
+    return np.frombuffer(raw, dtype.plain()).reshape(shape, order=order)
+
+
+def _from_buffer(content: Any, dtype: Any, shape: Any, order: Any = "C") -> _Array:
+    array = _Array()
+    array.value = _numbers(content, dtype, shape, order)
+    return array
+
+
+def _scalar(dtype: Any, content: Any) -> Any:
+    return _numbers(content, dtype, (1,))[0].item()
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it names the encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+# What the published files and those written by newer versions of Python and NumPy name, and what stands for it here.
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _DType,
+    ("_codecs", "encode"): _encode,
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _Array for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
 }
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles containers, strings, numbers and NumPy arrays, and refuses everything else."""
+    """Unpickles containers, strings, numbers and NumPy arrays of them, and refuses everything else."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it names {module}.{name}")
-        return super().find_class(module, name)
+        return _ALLOWED[module, name]
+
+
+def _unpickled(content: bytes) -> Any:
+    # The unpickler takes memory for as many objects as a file numbers, before it has read them.
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name in ("PUT", "LONG_BINPUT") and argument is not None and argument > len(content):
+            raise pickle.UnpicklingError("it numbers more objects than it has")
+    # The published files were written by Python 2, whose strings are bytes.
+    return _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
 
 
 def _read_pickle(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
-            # The published files were written by Python 2, whose strings are bytes.
-            content = _ArrayUnpickler(file, encoding="latin1").load()
+        content = _unpickled(path.read_bytes())
     # Damaged bytes make the unpickler and NumPy raise nearly anything.
     except Exception as error:
         raise InputError(f"{path} is damaged ({error}): unpack its archive again.") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__} and not a dictionary: unpack its archive again.")
-    return {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in content.items()}
+    return {
+        key.decode("latin1") if isinstance(key, bytes) else key: value.value if isinstance(value, _Array) else value
+        for key, value in content.items()
+    }
 
 
 def read_batch(path: Path, label_key: str, num_classes: int) -> tuple[Tensor, Tensor]:

@@ -133,3 +133,21 @@ def test_lists_that_hold_themselves_many_times_are_refused(tmp_path, nested):
     write_pickle(path, {**content, nested: bomb})
     with pytest.raises(InputError, match=f"{path.name} has no "):
         CIFAR10DataModule(str(tmp_path), val_split=10).setup("fit")
+
+
+@pytest.mark.parametrize("code", [b"O8", b"V1", b"M8", b"f4"])
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_arrays_of_anything_but_numbers_are_refused_before_numpy_reads_them(tmp_path, code, protocol):
+    for name in write_cifar(tmp_path, 10, protocol=protocol):
+        path = tmp_path / "cifar-10-batches-py" / name
+        path.write_bytes(path.read_bytes().replace(b"u1", code))
+    with pytest.raises(InputError, match=rf"is damaged \(it has an array of .{code.decode()}\)"):
+        CIFAR10DataModule(str(tmp_path), val_split=4).setup()
+
+
+def test_a_file_that_numbers_more_objects_than_it_has_takes_no_memory_for_them(tmp_path):
+    write_cifar(tmp_path, 10)
+    # A memo entry of number 2^31, for which the unpickler would make room first.
+    (tmp_path / "cifar-10-batches-py/data_batch_1").write_bytes(b"\x80\x02}r\xff\xff\xff\x7f.")
+    with pytest.raises(InputError, match="numbers more objects than it has"):
+        CIFAR10DataModule(str(tmp_path), val_split=4).setup()
