@@ -57,6 +57,7 @@ def test_the_users_packages_are_the_users(elsewhere, first):
 
 
 @pytest.mark.parametrize("first", ["", "import bnfree\n"])
+@pytest.mark.slow
 def test_a_namespace_folder_of_a_neighbour_is_its_own(elsewhere, first):
     neighbour = elsewhere.parent / "neighbour"
     (neighbour / "datamodules").mkdir(parents=True)

@@ -54,6 +54,7 @@ def compilations(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 def test_training_is_the_same_and_so_are_the_names(compilations):
     compiled, plain = trained([CompiledBackbone(fullgraph=True)]), trained([])
     assert len(compilations) == 1

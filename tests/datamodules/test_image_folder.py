@@ -119,6 +119,7 @@ def test_workers_change_nothing(image_folder):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 def test_a_trainer_can_send_the_module_to_other_processes(image_folder):
     data = module(image_folder({"train": 6}), num_workers=2)
     data.setup("fit")

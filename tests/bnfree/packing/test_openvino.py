@@ -113,6 +113,7 @@ print("alive")
 """
 
 
+@pytest.mark.slow
 def test_signals_reach_a_process_whose_networks_are_gone():
     run = subprocess.run(
         [sys.executable, "-c", SIGNALS],

@@ -53,6 +53,7 @@ def stem_alone(random, channels, out_channels, kernel_size, stride, pool):
     size=st.tuples(st.integers(1, 3), st.integers(1, 13), st.integers(1, 19)),
 )
 @settings(deadline=None, max_examples=40)
+@pytest.mark.slow
 def test_the_stem_is_that_of_normalised_images_within_a_step_of_each_weight(
     seed, channels, out_channels, kernel_size, stride, pool, size
 ):

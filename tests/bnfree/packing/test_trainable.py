@@ -58,6 +58,7 @@ def test_a_fresh_network_with_them_computes_what_the_packed_one_does(kind, width
             assert torch.equal(ours.effective_weight().sign(), theirs.effective_weight().sign()), name
 
 
+@pytest.mark.slow
 def test_the_pretrained_network_trains_on():
     layers, _ = read(pretrained_path("cifar10_reactnet18"))
     network = ReActNet18(num_classes=10, width=16, binary_shortcut=True)

@@ -169,12 +169,14 @@ def test_interrupted_stage_goes_on_to_the_same_weights(recipe, bnfree, finished,
     assert_same(weights(recipe / "step2"), weights(finished / "run" / "step2"))
 
 
+@pytest.mark.slow
 def test_best_checkpoint_can_be_carried_over(recipe, bnfree):
     assert bnfree("recipe", "recipe.yaml", "--carry=best", "--trainer.max_epochs=1")[0] == 0
     config = yaml.safe_load((recipe / "step2" / "config.yaml").read_text())
     assert config["model"]["init_args"]["init_from"] == str(recipe / "step1" / "checkpoints" / "best.ckpt")
 
 
+@pytest.mark.slow
 def test_options_for_all_stages_and_for_one(recipe, bnfree, project):
     (project / "rate.yaml").write_text("model: {init_args: {optimizer: {init_args: {lr: 0.5}}}}\n")
     options = ["--config", "rate.yaml", "--trainer.limit_train_batches=1", "--step2.trainer.max_epochs", "1"]
@@ -186,6 +188,7 @@ def test_options_for_all_stages_and_for_one(recipe, bnfree, project):
         assert config["trainer"]["max_epochs"] == config["trainer"]["limit_val_batches"] == 1
 
 
+@pytest.mark.slow
 def test_checkpoint_of_a_stage_as_a_value(recipe, bnfree, project):
     stage(project, "step2", init_from=None, options={"model.init_from": "{step1.best}", "trainer.max_epochs": 1})
     assert bnfree("recipe", "recipe.yaml")[0] == 0
@@ -193,6 +196,7 @@ def test_checkpoint_of_a_stage_as_a_value(recipe, bnfree, project):
     assert config["model"]["init_args"]["init_from"] == str(recipe / "step1" / "checkpoints" / "best.ckpt")
 
 
+@pytest.mark.slow
 def test_stages_one_at_a_time(recipe, bnfree, complaint):
     assert "leaves out 'step1'" in complaint("recipe", "recipe.yaml", "--stages=step2")
     assert not recipe.exists()

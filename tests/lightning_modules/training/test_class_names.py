@@ -100,6 +100,7 @@ def test_every_subcommand_that_reads_a_checkpoint_compares(run, bnfree, complain
     assert bnfree(subcommand, *arguments, form)[0] == 0
 
 
+@pytest.mark.slow
 def test_a_folder_that_was_renamed_is_found_on_resuming_and_a_permission_is_not_kept(run, bnfree, complaint, project):
     images, checkpoint = project / "images", run / "checkpoints" / "last.ckpt"
     for part in ("train", "test"):
@@ -139,6 +140,7 @@ def test_packed_files_compare_too_and_hold_the_names_of_the_checkpoint(run, bnfr
         assert bnfree("test", *form, *config, f"--data.data_dir={other}")[0] == 0
 
 
+@pytest.mark.slow
 def test_weights_to_start_from_and_teachers_compare_in_a_fresh_fit(checkpoint, complaint, bnfree, project):
     other = write_folder(project / "other", ("ape", "bee", "dog"))
     for folder, fails in ((other, True), (checkpoint.parents[2] / "images", False)):
@@ -183,6 +185,7 @@ def test_data_modules_of_others_are_remembered_as_well(bnfree, complaint, projec
     assert "class 2 was none and is 'c' here" in complaint("test", *base, "--data.names=[a, b, c]", checkpoint)
 
 
+@pytest.mark.slow
 def test_tickets_remember_them_until_their_classifier_is_drawn_fresh(run, bnfree, complaint, project):
     content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     network = ReActNet18(num_classes=3, width=4)

@@ -21,7 +21,7 @@ from bnfree.lightning_modules.training.settings import FitSettings
 EARLIER = Path(__file__).parents[2] / "data" / "earlier"
 
 
-@pytest.fixture(params=[False, True], ids=["", "beside packages of the user"])
+@pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "beside packages of the user"])
 def earlier(request, project, monkeypatch):
     """The working directory, with copies of the files."""
     shutil.copytree(EARLIER, project, dirs_exist_ok=True)

@@ -25,6 +25,7 @@ NAMES = sorted(name for name in callbacks.__all__ if inspect.isclass(getattr(cal
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in BASES])
+@pytest.mark.slow
 def test_a_callback_is_read_back_as_it_was_given(tmp_path, name):
     given = {"class_path": f"lightning.pytorch.callbacks.{name}", "init_args": ARGUMENTS.get(name, {})}
     with warnings.catch_warnings():

@@ -96,11 +96,18 @@ DIGITS = (
         ("SIGTERM", 143, {"step": 5}, [], 5),
         ("SIGINT", 130, {"step": 6}, [], 6),
         # The last batch of an epoch: the checkpoint of the epoch's end is gone on from.
-        ("SIGTERM", 143, {"step": 8}, [], 8),
-        ("SIGTERM", 143, {"step": 8, "where": "validation"}, [], 8),
-        ("SIGINT", 130, {"step": 6, "where": "validation"}, ["--trainer.val_check_interval=2"], 7),
+        pytest.param("SIGTERM", 143, {"step": 8}, [], 8, marks=pytest.mark.slow),
+        pytest.param("SIGTERM", 143, {"step": 8, "where": "validation"}, [], 8, marks=pytest.mark.slow),
+        pytest.param(
+            "SIGINT",
+            130,
+            {"step": 6, "where": "validation"},
+            ["--trainer.val_check_interval=2"],
+            7,
+            marks=pytest.mark.slow,
+        ),
         # The first of two batches whose gradients are accumulated.
-        ("SIGTERM", 143, {"step": 5}, ["--trainer.accumulate_grad_batches=2"], 3),
+        pytest.param("SIGTERM", 143, {"step": 5}, ["--trainer.accumulate_grad_batches=2"], 3, marks=pytest.mark.slow),
     ],
 )
 def test_a_stopped_run_goes_on_to_the_same_weights(bnfree, project, name, code, options, others, steps):

@@ -18,6 +18,7 @@ CALLBACKS = {
 
 
 @pytest.mark.parametrize("name", CALLBACKS)
+@pytest.mark.slow
 def test_the_accuracy_after_a_fit_is_that_of_the_file(bnfree, project, name):
     config = folder("configs") / "quickstart.yaml"
     averaging = (f"--trainer.callbacks+=lightning.pytorch.callbacks.{name}", *CALLBACKS[name])

@@ -27,6 +27,7 @@ def run(tmp_path_factory):
     return project / "runs" / "lottery"
 
 
+@pytest.mark.slow
 def test_the_search_stops_and_the_level_trains_its_mask_to_the_end(run):
     with (run / SEARCH / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -45,6 +46,7 @@ def test_the_search_stops_and_the_level_trains_its_mask_to_the_end(run):
     assert_same({name.removeprefix("backbone.").removesuffix(".mask"): m for name, m in masks.items()}, ticket.masks)
 
 
+@pytest.mark.slow
 def test_the_level_starts_from_the_weights_and_the_step_of_the_rewind_point(run):
     rewind = torch.load(run / SEARCH / "rewind.pt", weights_only=True)
     ticket = load_ticket(run / LEVEL / "ticket.pt")
@@ -56,6 +58,7 @@ def test_the_level_starts_from_the_weights_and_the_step_of_the_rewind_point(run)
     network.load_state_dict(ticket.start())
 
 
+@pytest.mark.slow
 def test_it_is_reported_beside_the_levels_of_a_run(run):
     (result,) = read_levels(run)
     assert result.directory == run / LEVEL
@@ -64,6 +67,7 @@ def test_it_is_reported_beside_the_levels_of_a_run(run):
     assert "early-bird ticket" in (run / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_again_repeats_nothing_and_what_has_changed_is_refused(run, monkeypatch, capsys):
     monkeypatch.chdir(run.parents[1])
     before = (run / LEVEL / "finished.yaml").read_text(), (run / LEVEL / "checkpoints" / "last.ckpt").stat().st_mtime_ns
@@ -107,6 +111,7 @@ def test_a_search_that_was_killed_goes_on(run, tmp_path, monkeypatch):
     assert (directory / "levels.csv").read_text() == (run / "levels.csv").read_text()
 
 
+@pytest.mark.slow
 def test_a_mask_that_does_not_settle_is_an_error(tmp_path, monkeypatch, capsys):
     write_lottery(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -117,6 +122,7 @@ def test_a_mask_that_does_not_settle_is_an_error(tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.glob("runs/lottery/seed_0/early_bird/density_0.2/level_*"))
 
 
+@pytest.mark.slow
 def test_mistakes_are_said_before_anything_is_written(tmp_path, monkeypatch, capsys):
     write_lottery(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -146,6 +152,7 @@ def test_the_only_density_of_a_file_needs_no_option(tmp_path, monkeypatch, capsy
     assert config["lottery"]["densities"] == [0.3]
 
 
+@pytest.mark.slow
 def test_help_is_a_manual_without_torch(capsys):
     assert main(["lottery", "early-bird", "--help"]) == 0
     said = capsys.readouterr().out
