@@ -5,8 +5,8 @@
 All three take turns, each with an untimed call in front; printed are the least and the median of each, and sizes of the
 compiled file as `size` says them. ONNX Runtime is left out where it is not installed. With `--width` a network of
 random weights of that width takes the place of a pretrained one. `--check N` compares classes and logits on N images
-first. `--cortex_m4` counts the instructions of an image on a Cortex-M4, by SysTick under `-icount shift=0`; it needs
-qemu-system-arm and arm-linux-gnueabihf-gcc.
+first. `--c_arithmetic fixed` takes whole numbers in place of float32. `--cortex_m4` counts the instructions of an image
+on a Cortex-M4, by SysTick under `-icount shift=0`; it needs qemu-system-arm and arm-linux-gnueabihf-gcc.
 """
 
 import argparse
@@ -99,13 +99,14 @@ def main() -> None:
     parser.add_argument("--image_size", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--check", type=int, default=0)
+    parser.add_argument("--c_arithmetic", default="float")
     parser.add_argument("--cortex_m4", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     packed = network_of(arguments)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        kind = CFormat("net")
+        kind = CFormat("net", arithmetic=arguments.c_arithmetic)
         kind.write(packed, folder, "planes")
         compiled = CompiledNetwork(folder, "net")
         said("cc", *FLAGS, "-c", "net.c", cwd=folder)

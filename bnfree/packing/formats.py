@@ -49,6 +49,8 @@ class ExportFormat:
     """What must be installed besides to read it."""
     folder: ClassVar[bool] = False
     """Whether it is a folder of files, and `path` that of the folder."""
+    tolerance: float = 1e-6
+    """How near to its threshold, relative to its layer's root mean square, rounding may turn an activation over."""
 
     def write(self, packed: PackedNetwork, path: Path, masks: MaskForm) -> None:
         """Writes a network.

@@ -20,6 +20,7 @@ from bnfree.lightning_modules.training.messages import say
 from bnfree.lightning_modules.training.network import add_network_arguments, parse
 from bnfree.packing import PackedNetwork
 from bnfree.packing.bits import TernaryWeight
+from bnfree.packing.c_source.arithmetic import CArithmetic
 from bnfree.packing.file_layout import MaskForm
 from bnfree.packing.real_weights import PRECISIONS, RealPrecision, RealWeight
 from bnfree.text_tables import fields
@@ -32,7 +33,7 @@ OWN_FLAGS = ("--check", "--overwrite")
 # What the parser adds to the config of a network.
 OWN_OPTIONS = (
     "output", "format", "overwrite", "classifier_precision", "convolution_precision", "masks", "check", "images",
-    "num_images", "engine", "c_name", "ram_limit",
+    "num_images", "engine", "c_name", "ram_limit", "c_arithmetic",
 )  # fmt: skip
 MOST_NAMES = 6
 DESCRIPTION = """Turns a trained network with binary weights into one file: bits, one scale a filter, one threshold a
@@ -158,6 +159,12 @@ def _add_own_options(parser: CommandParser) -> None:
         help="Bytes of static memory that a network in the format c may take; more is refused.",
     )
     parser.add_argument(
+        "--c_arithmetic",
+        type=CArithmetic | None,
+        default=None,
+        help="What the format c computes with: float (float32), or fixed (whole numbers); by default float.",
+    )
+    parser.add_argument(
         "--register", type=str | None, default=None, metavar="NAME",
         help="Name that predict, test and bench take for the file from now on; a model card is written, too.",
     )  # fmt: skip
@@ -174,7 +181,7 @@ def _check(found: Check) -> str:
     rows = [
         ("same class", f"{found.same_class} of {found.images} images"),
         ("logits", f"differ by {found.largest_difference:.1e} of an image's largest at most"),
-        ("on threshold", f"{found.near_threshold} activations lie within 1e-6 of their threshold"),
+        ("on threshold", f"{found.near_threshold} activations lie within {_power(found.tolerance)} of their threshold"),
         ("differing", f"{differing} images get another class, or logits that differ by more than 1e-3:"),
         ("", f"{found.by_rounding} by rounded real layers, {found.by_threshold} by an activation on its threshold, "
              f"{found.unexplained} without a reason"),
@@ -200,6 +207,10 @@ def _written(found: ExportResult) -> str:
         f"Written to {' and '.join(map(str, found.paths))}: {_size(found.size)}; {_size(real)} in float32{more}\n"
         f"{_indented(rows)}"
     )
+
+
+def _power(tolerance: float) -> str:
+    return f"{tolerance:.0e}".replace("e-0", "e-")
 
 
 def _indented(rows: list[tuple[str, str]]) -> str:

@@ -22,8 +22,10 @@ class Check:
     """Images for which both name the same class."""
     largest_difference: float = 0.0
     """Of two logits, relative to the largest of the image."""
+    tolerance: float = 1e-6
+    """How near to its threshold an activation must be to count as on it, relative to its layer's root mean square."""
     near_threshold: int = 0
-    """Activations of the trained network within 1e-6 of their threshold."""
+    """Activations of the trained network that near."""
     by_rounding: int = 0
     """Images that differ because real layers are rounded: the file agrees with the network that was written to it, and
     the trained network with one whose real layers are kept in float32."""
@@ -54,6 +56,7 @@ def check(
     rounded: NetworkFunction | None,
     exact: NetworkFunction,
     batches: Iterable[tuple[Tensor, Tensor | None]],
+    tolerance: float = 1e-6,
 ) -> Check:
     """Runs both on the same images. Packed networks get them in 8 bits, where they are made of such.
 
@@ -63,12 +66,13 @@ def check(
         rounded: the packed network that was written, where its real layers are rounded; else None.
         exact: the packed network with its real layers in float32.
         batches: images (N, C, H, W), normalised, and labels (N,) or None.
+        tolerance: how near to its threshold what was exported may turn an activation over.
     """
-    result = Check()
+    result = Check(tolerance=tolerance)
     exported, exact = _of_normalized(exported), _of_normalized(exact)
     rounded = None if rounded is None else _of_normalized(rounded)
     for images, labels in batches:
-        observed, logits = observe(trained, images), exported(images.float())
+        observed, logits = observe(trained, images, tolerance), exported(images.float())
         differing = ~observed.agrees(logits)
         if bool(differing.any()):
             by_rounding = torch.zeros_like(differing)

@@ -30,6 +30,7 @@ from bnfree.lightning_modules.training.network import (
     read_description,
 )
 from bnfree.packing import NetworkInfo, PackedNetwork, pack
+from bnfree.packing.c_source.arithmetic import CArithmetic
 from bnfree.packing.c_source.c_format import CFormat
 from bnfree.packing.engines import EngineName, choose_engine
 from bnfree.packing.file_layout import MaskForm
@@ -74,6 +75,8 @@ class ExportSettings:
     """What the function of the format `c` is called, before `_predict`; None: as the folder."""
     ram_limit: int | None = None
     """Bytes of static memory that a network in the format `c` may take; None: any number."""
+    c_arithmetic: CArithmetic | None = None
+    """What the format `c` computes with between the sums of signs: float32, or whole numbers; None: float32."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Plain values by dotted name that beat what the checkpoint remembers, such as `{"data.data_dir": "data"}`."""
 
@@ -148,7 +151,7 @@ def export(settings: ExportSettings) -> ExportResult:
         if settings.check:
             exact = pack(network, "float32", "float32", info, engine)
             rounded = packed if precisions != ("float32", "float32") else None
-            result = check(network.float(), kind.read(unfinished, engine), rounded, exact, batches)
+            result = check(network.float(), kind.read(unfinished, engine), rounded, exact, batches, kind.tolerance)
             if info.accuracy is None and settings.images is None and checked_on.startswith("all test images"):
                 packed = PackedNetwork(packed.layers, replace(info, accuracy=result.accuracy), engine)
                 _write(kind, packed, unfinished, settings.masks, place)
@@ -199,11 +202,11 @@ def _result(
 
 def _format(settings: ExportSettings) -> ExportFormat:
     kind = export_format(settings.format)
-    for name in ("c_name", "ram_limit"):
+    for name in ("c_name", "ram_limit", "c_arithmetic"):
         if getattr(settings, name) is not None and not isinstance(kind, CFormat):
             raise InputError(f"{name} goes with the format c.")
     if type(kind) is CFormat and not isinstance(settings.format, CFormat):
-        return CFormat(settings.c_name, settings.ram_limit)
+        return CFormat(settings.c_name, settings.ram_limit, settings.c_arithmetic or "float")
     return kind
 
 

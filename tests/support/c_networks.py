@@ -35,9 +35,9 @@ void units_alone(const float *trunk, float *output)
 """
 
 
-def write_c(folder, layers, info):
+def write_c(folder, layers, info, arithmetic="float"):
     """Writes `net.c` and what belongs to it; gives the source."""
-    source = CSource(layers, info, "net")
+    source = CSource(layers, info, "net", arithmetic)
     folder.mkdir(exist_ok=True)
     for name, text in source.files().items():
         (folder / name).write_text(text)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bnfree.errors import InputError
 from bnfree.files import whole_file
+from bnfree.packing.c_source.arithmetic import ARITHMETICS, CArithmetic
 from bnfree.packing.c_source.source import CSource
 from bnfree.packing.engines import EngineName
 from bnfree.packing.file_layout import MaskForm
@@ -26,6 +27,8 @@ from bnfree.packing.pixels import Normalization
 
 FLAGS = ("-O3", "-march=native", "-std=c99", "-ffp-contract=off")
 RESERVED = ("main", "example")
+FIXED_TOLERANCE = 1e-4
+"""What an activation in whole numbers may be off; see docs/devices.md."""
 
 
 class CFormat(ExportFormat):
@@ -34,13 +37,21 @@ class CFormat(ExportFormat):
     Args:
         name: NAME, a word of C; None: from the folder's name.
         ram_limit: bytes of static memory that the network may take; None: any number.
+        arithmetic: what is computed with between the sums of signs: `float`, float32, or `fixed`, whole numbers.
+
+    Raises:
+        InputError: an argument that is not possible.
     """
 
     weights = "bits, two for each where they are pruned"
     folder = True
     suffix: ClassVar[str] = ""
 
-    def __init__(self, name: str | None = None, ram_limit: int | None = None) -> None:
+    def __init__(
+        self, name: str | None = None, ram_limit: int | None = None, arithmetic: CArithmetic = "float"
+    ) -> None:
+        if arithmetic not in ARITHMETICS:
+            raise InputError(f"c_arithmetic={arithmetic!r} is not known; choose one of {', '.join(ARITHMETICS)}.")
         if name is not None and (not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII) or name in RESERVED):
             raise InputError(
                 f"c_name={name!r} must be a word of letters, digits and underscores that begins with a letter, and not "
@@ -48,7 +59,9 @@ class CFormat(ExportFormat):
             )
         if ram_limit is not None and ram_limit < 1:
             raise InputError(f"ram_limit={ram_limit} must be at least 1.")
-        self.name, self.ram_limit = name, ram_limit
+        self.name, self.ram_limit, self.arithmetic = name, ram_limit, arithmetic
+        if arithmetic == "fixed":
+            self.tolerance = FIXED_TOLERANCE
 
     def files(self, path: Path) -> list[Path]:
         """The files in the folder `path`."""
@@ -91,7 +104,7 @@ class CFormat(ExportFormat):
         ]
 
     def _source(self, packed: PackedNetwork, path: Path) -> CSource:
-        source = CSource(packed.layers, packed.info, self._name(path))
+        source = CSource(packed.layers, packed.info, self._name(path), self.arithmetic)
         if self.ram_limit is not None and source.arena.size > self.ram_limit:
             raise InputError(
                 f"ram_limit={self.ram_limit} is too little: the network takes {source.arena.size} bytes of static "

@@ -113,33 +113,15 @@ INLINE void project(const int pixels, const struct unit *u, int block, const val
 }
 #endif
 
-/* 16 outputs of the first layer for `pixels` neighbours, in each of which the same taps meet the image.
-
-   in: the first tap that does, of the first pixel; rows, taps: how many rows of taps do, and numbers in one of them. */
+/* 16 outputs of the first layer for `pixels` neighbours, in each of which the same taps meet the image; see pixel_sums. */
 #if STEM_OF_INTEGERS
-INLINE void stem_sums(const int pixels, int block, const uint8_t *in, int rows, int taps, size_t tap, const int32_t *base,
-                      const float *rest, value *out)
+INLINE void stem_sums(const int pixels, int block, const uint8_t *in, int rows, int taps, size_t tap, size_t place,
+                      value *out)
 {
+    const int32_t *base = stem_base + place;
+    const float *rest = stem_rest + place;
     int32_t upper[STEM_PIXELS * BLOCK], lower[STEM_PIXELS * BLOCK];
-    for (int lane = 0; lane < BLOCK; lane += LANES) {
-        vector high[STEM_PIXELS], low[STEM_PIXELS];
-        for (int p = 0; p < pixels; p++)
-            high[p] = low[p] = spread(0);
-        for (int row = 0; row < rows; row++)
-            for (int t = 0; t < taps; t++) {
-                const size_t place = tap + (size_t)(row * STEM_SIZE * CHANNELS + t) * BLOCK + (size_t)lane;
-                const vector high_weight = load_int16(stem_upper + place), low_weight = load_int8(stem_lower + place);
-                for (int p = 0; p < pixels; p++) {
-                    const vector x = spread(in[row * WIDTH * CHANNELS + p * STEM_STRIDE * CHANNELS + t]);
-                    high[p] = multiply(high[p], x, high_weight);
-                    low[p] = multiply(low[p], x, low_weight);
-                }
-            }
-        for (int p = 0; p < pixels; p++) {
-            store(upper + p * BLOCK + lane, high[p]);
-            store(lower + p * BLOCK + lane, low[p]);
-        }
-    }
+    pixel_sums(pixels, in, rows, taps, tap, upper, lower);
     for (int p = 0; p < pixels; p++, out += STEM_BLOCKS * BLOCK) {
 #if defined(AVX512)
         const __m512i high = _mm512_sub_epi32(_mm512_loadu_si512(upper + p * BLOCK), _mm512_loadu_si512(base));
@@ -156,8 +138,10 @@ INLINE void stem_sums(const int pixels, int block, const uint8_t *in, int rows, 
     }
 }
 #else
-INLINE void stem_sums(const int pixels, int block, const uint8_t *in, int rows, int taps, size_t tap, value *out)
+INLINE void stem_sums(const int pixels, int block, const uint8_t *in, int rows, int taps, size_t tap, size_t place,
+                      value *out)
 {
+    (void)place;
     for (int p = 0; p < pixels; p++, out += STEM_BLOCKS * BLOCK) {
         float sum[BLOCK] = {0};
         for (int row = 0; row < rows; row++)
@@ -173,36 +157,6 @@ INLINE void stem_sums(const int pixels, int block, const uint8_t *in, int rows, 
     }
 }
 #endif
-
-/* `pixels` neighbours of one row of the first layer, all outputs. */
-INLINE void stem_tile(const int pixels, const uint8_t *image, int row, int column, value *out)
-{
-    const int top = row * STEM_STRIDE - STEM_SIZE / 2, left = column * STEM_STRIDE - STEM_SIZE / 2;
-    const int first_row = top < 0 ? -top : 0, first_column = left < 0 ? -left : 0;
-    const int last_row = HEIGHT - top < STEM_SIZE ? HEIGHT - top : STEM_SIZE;
-    const int last_column = WIDTH - left < STEM_SIZE ? WIDTH - left : STEM_SIZE;
-    const int rows = last_row - first_row, taps = (last_column - first_column) * CHANNELS;
-    const uint8_t *in = image + ((size_t)(top + first_row) * WIDTH + (size_t)(left + first_column)) * CHANNELS;
-    for (int block = 0; block < STEM_BLOCKS; block++, out += BLOCK) {
-        const size_t tap = (size_t)((block * STEM_SIZE + first_row) * STEM_SIZE + first_column) * CHANNELS * BLOCK;
-#if STEM_OF_INTEGERS
-        const size_t place = ((size_t)stem_row_cases[row] * STEM_COLUMN_CASES + stem_column_cases[column])
-                             * (STEM_BLOCKS * BLOCK) + (size_t)block * BLOCK;
-        stem_sums(pixels, block, in, rows, taps, tap, stem_base + place, stem_rest + place, out);
-#else
-        stem_sums(pixels, block, in, rows, taps, tap, out);
-#endif
-    }
-}
-
-/* The bits of 16 channels of the first unit's input. */
-INLINE uint32_t compare(const value *x, const float *threshold)
-{
-    uint32_t bits = 0;
-    for (int o = 0; o < BLOCK; o++)
-        bits |= (uint32_t)(x[o] >= threshold[o]) << o;
-    return bits;
-}
 
 /* Global average pooling, and the linear layer. */
 static int classify(const value *x, int pixels, int pixel, float *features, float *logits)

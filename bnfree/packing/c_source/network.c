@@ -19,7 +19,7 @@ static void clear_sides(uint32_t *row, int width, int padding, int words)
 static void shortcut_row(const struct unit *u, int row, value *residual)
 {
     const int size = u->stride, in_pixel = u->in_blocks * BLOCK, out_pixel = u->blocks * BLOCK;
-    const int projected = u->projection_scale != NULL, pitch = projected ? in_pixel : out_pixel;
+    const int projected = u->projection != NULL || u->signs != NULL, pitch = projected ? in_pixel : out_pixel;
     const int last_i = (row + 1) * size < u->height ? (row + 1) * size : u->height;
     value *pooled = projected ? residual + u->columns * out_pixel : residual;
     for (int column = 0; column < u->columns; column++) {
@@ -113,6 +113,27 @@ static void run_unit(const struct unit *u)
         unit_row(u, u->backward ? u->rows - 1 - i : i);
 }
 
+/* `pixels` neighbours of one row of the first layer, all outputs. */
+INLINE void stem_tile(const int pixels, const uint8_t *image, int row, int column, value *out)
+{
+    const int top = row * STEM_STRIDE - STEM_SIZE / 2, left = column * STEM_STRIDE - STEM_SIZE / 2;
+    const int first_row = top < 0 ? -top : 0, first_column = left < 0 ? -left : 0;
+    const int last_row = HEIGHT - top < STEM_SIZE ? HEIGHT - top : STEM_SIZE;
+    const int last_column = WIDTH - left < STEM_SIZE ? WIDTH - left : STEM_SIZE;
+    const int rows = last_row - first_row, taps = (last_column - first_column) * CHANNELS;
+    const uint8_t *in = image + ((size_t)(top + first_row) * WIDTH + (size_t)(left + first_column)) * CHANNELS;
+    for (int block = 0; block < STEM_BLOCKS; block++, out += BLOCK) {
+        const size_t tap = (size_t)((block * STEM_SIZE + first_row) * STEM_SIZE + first_column) * CHANNELS * BLOCK;
+#if STEM_OF_INTEGERS
+        const size_t place = ((size_t)stem_row_cases[row] * STEM_COLUMN_CASES + stem_column_cases[column])
+                             * (STEM_BLOCKS * BLOCK) + (size_t)block * BLOCK;
+#else
+        const size_t place = 0;
+#endif
+        stem_sums(pixels, block, in, rows, taps, tap, place, out);
+    }
+}
+
 static void stem_row(const uint8_t *image, int row, value *out)
 {
     const int pixel = STEM_BLOCKS * BLOCK, pixels = STEM_PIXELS;
@@ -167,6 +188,15 @@ static void run_stem(const uint8_t *pixels)
     for (int row = 0; row < TRUNK_HEIGHT; row++)
         stem_row(pixels, row, values + row * TRUNK_WIDTH * STEM_BLOCKS * BLOCK);
 #endif
+}
+
+/* The bits of 16 channels of the first unit's input. */
+INLINE uint32_t compare(const value *x, const constant *threshold)
+{
+    uint32_t bits = 0;
+    for (int o = 0; o < BLOCK; o++)
+        bits |= (uint32_t)(x[o] >= threshold[o]) << o;
+    return bits;
 }
 
 /* The bits of the first unit's input. */

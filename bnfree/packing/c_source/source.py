@@ -11,21 +11,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfree.errors import InputError
-from bnfree.packing.bits import TernaryWeight
 from bnfree.packing.c_source.arena import BLOCK, WORD, Arena, UnitPlace, filled, plan
+from bnfree.packing.c_source.arithmetic import ARITHMETICS, CArithmetic
 from bnfree.packing.c_source.tables import Tables, string
 from bnfree.packing.info import NetworkInfo
 from bnfree.packing.layers import PackedLayers, PackedUnit
-from bnfree.packing.numba_layout import UnitLayout, tap_cases
-from bnfree.packing.numba_layout import filled as filled_array
-from bnfree.packing.numba_pixel_layout import PixelLayout, fits
+from bnfree.packing.numba_layout import UnitLayout
 from bnfree.packing.pixels import Normalization
 
 HERE = Path(__file__).parent
-SIGNS, CONSTANTS, SHORTCUTS, STEM, CLASSIFIER, SURROUNDINGS = (
-    "binary weights", "scales, shifts, slopes, thresholds", "shortcuts' 1x1 convolutions", "first layer", "classifier",
-    "borders",
-)  # fmt: skip
+SIGNS, SURROUNDINGS = "binary weights", "borders"
+ARITHMETIC_NOTES: dict[CArithmetic, str] = {
+    "float": (
+        "Compile `@NAME@.c` with `-ffp-contract=off`, as the Makefile does: joined products and sums round\n"
+        "otherwise than the network that was checked."
+    ),
+    "fixed": (
+        "All but the logits is computed in whole numbers, which are the same on every processor and cannot\n"
+        "overflow; a logit is a 64-bit number times a power of two."
+    ),
+}
 
 
 class CSource:
@@ -35,13 +40,15 @@ class CSource:
         layers: the network.
         info: what is known about it; its mean, std and image_shape are needed.
         name: what the function's name begins with, a word of C.
+        arithmetic: what is computed with between the sums of signs: `float`, float32, or `fixed`, whole numbers.
 
     Raises:
-        InputError: an `info` that does not say these, or a network that has no units.
+        InputError: an `info` that does not say these, a network that has no units, or constants that are too large for
+            whole numbers.
     """
 
-    def __init__(self, layers: PackedLayers, info: NetworkInfo, name: str) -> None:
-        self.layers, self.info, self.name = layers, info, name
+    def __init__(self, layers: PackedLayers, info: NetworkInfo, name: str, arithmetic: CArithmetic = "float") -> None:
+        self.layers, self.info, self.name, self.arithmetic = layers, info, name, arithmetic
         if info.normalization is None or info.image_shape is None:
             raise InputError(
                 "format='c' needs the images' mean, std and shape, which the data do not say; add the data's options."
@@ -52,12 +59,12 @@ class CSource:
         self.shape: tuple[int, int, int] = info.image_shape
         self.arena: Arena = plan(layers, *self.shape[1:])
         self._tables = Tables()
-        self._macros: dict[str, int] = {}
-        self._add_stem()
+        self._arithmetic = ARITHMETICS[arithmetic](layers, self.arena, self.shape, self.normalization, self._tables)
+        self._macros: dict[str, int] = self._arithmetic.stem()
         pairs = zip(layers.units, self.arena.units, strict=True)
         units = [self._unit(index, unit, place) for index, (unit, place) in enumerate(pairs)]
         self._units = "static const struct unit units[UNITS] = {\n" + "\n".join(units) + "\n};"
-        self._add_classifier()
+        self._macros |= self._arithmetic.classifier()
 
     @property
     def sizes(self) -> Counter[str]:
@@ -78,7 +85,13 @@ class CSource:
             "CLASS_NAMES": "\n".join(f"    {string(label)}," for label in names),
         }  # fmt: skip
         source = "\n".join(
-            [self._preamble(), self._tables.text, self._units, "", *map(_read, ("float.c", "network.c"))]
+            [
+                self._preamble(),
+                self._tables.text,
+                self._units,
+                "",
+                *map(_read, ("pixels.c", f"{self.arithmetic}.c", "network.c")),
+            ]
         )
         texts = {
             f"{self.name}.c": source, f"{self.name}.h": _read("header.h"), "main.c": _read("main.c"),
@@ -93,7 +106,8 @@ class CSource:
         flash = "\n".join(f"| {kind} | {size} |" for kind, size in [*rows, ("**constants together**", f"**{total}**")])
         return _replaced(_read("README.md"), {
             "NAME": self.name, "CAPITALS": self.name.upper(), "TITLE": self._title(), "ORIGIN": self._origin(),
-            "FLASH": flash, "VALUES": 4 * self.arena.values, "WORDS": 4 * self.arena.words, "RAM": self.arena.size,
+            "ARITHMETIC": _replaced(ARITHMETIC_NOTES[self.arithmetic], {"NAME": self.name}), "FLASH": flash,
+            "VALUES": 4 * self.arena.values, "WORDS": 4 * self.arena.words, "RAM": self.arena.size,
         })  # fmt: skip
 
     def _title(self) -> str:
@@ -110,11 +124,12 @@ class CSource:
         return f"From {plain.replace('*/', '')}.{accuracy}" if source else f"A binary network.{accuracy}"
 
     def _preamble(self) -> str:
+        number = self._arithmetic.number
         lines = [
             f"/* {self._title()}", f"   {self._origin()} See @NAME@.h. */", "", "#include <stddef.h>",
             "#include <stdint.h>", "", '#include "@NAME@.h"', "",
             *(f"#define {key} {value}" for key, value in self._all_macros().items()),
-            "", "typedef float value;", f"typedef {self._base_type()} base_number;",
+            "", f"typedef {number} value;", f"typedef {number} constant;", f"typedef {self._base_type()} base_number;",
             "static value values[VALUES];", "static uint32_t words[WORDS];",
             "typedef char ram_is_as_stated[sizeof values + sizeof words == @CAPITALS@_RAM ? 1 : -1];", "",
             _read("counts.c"), _read("unit.h"),
@@ -127,6 +142,7 @@ class CSource:
         out_channels = self.layers.units[-1].weight.shape[0]
         channels, height, width = self.shape
         return {
+            "FIXED_POINT": int(self.arithmetic == "fixed"),
             "HEIGHT": height, "WIDTH": width, "CHANNELS": channels, "CLASSES": self.layers.num_classes,
             "VALUES": arena.values, "WORDS": arena.words, "UNITS": len(self.layers.units),
             "STEM_SIZE": stem.weight.values.shape[-1], "STEM_STRIDE": stem.stride, "STEM_POOL": int(stem.pool),
@@ -142,34 +158,6 @@ class CSource:
         largest = max(int(np.prod(unit.weight.shape[1:])) for unit in self.layers.units)
         return "int16_t" if largest < 1 << 15 else "int32_t"
 
-    def _add_stem(self) -> None:
-        stem, tables = self.layers.stem, self._tables
-        blocks = filled(len(stem.bias)) // BLOCK
-        self._macros["STEM_OF_INTEGERS"] = int(fits(stem, self.normalization))
-        tables.add("first_thresholds", CONSTANTS, _thresholds(self.layers.units[0], blocks))
-        if not fits(stem, self.normalization):
-            weight = stem.weight.expand().permute(2, 3, 1, 0).numpy()
-            tables.add("stem_weights", STEM, _blocked(weight, blocks))
-            tables.add("stem_bias", STEM, filled_array(stem.bias.numpy(), 0, blocks * BLOCK))
-            tables.add("stem_zero", STEM, self.normalization.zero().float().numpy())
-            tables.add("stem_factor", STEM, self.normalization.factor().float().numpy())
-            return
-        layout = PixelLayout(stem, self.normalization)
-        size, channels = layout.kernel_size, layout.channels
-        # (O, columns, rows, C), as the layout has them, to (rows, columns, C, O).
-        taps = layout.taps.reshape(-1, size, size, channels).transpose(2, 1, 3, 0)
-        low = (taps + 128) % 256 - 128
-        tables.add("stem_upper", STEM, _blocked((taps - low) // 256, blocks).astype(np.int16))
-        tables.add("stem_lower", STEM, _blocked(low, blocks).astype(np.int8))
-        (row_cases, rows), (column_cases, columns) = (tap_cases(s, size, stem.stride) for s in self.shape[1:])
-        base, rest = layout.base(row_cases, column_cases)
-        tables.add("stem_base", STEM, base[..., : blocks * BLOCK])
-        tables.add("stem_rest", STEM, rest[..., : blocks * BLOCK])
-        tables.add("stem_scale", STEM, layout.scales[: blocks * BLOCK])
-        self._macros["STEM_COLUMN_CASES"] = len(column_cases)
-        tables.add("stem_row_cases", STEM, rows.astype(np.uint8))
-        tables.add("stem_column_cases", STEM, columns.astype(np.uint8))
-
     def _unit(self, index: int, unit: PackedUnit, place: UnitPlace) -> str:
         """The unit's entry in the array of units."""
         last = index + 1 == len(self.layers.units)
@@ -180,8 +168,6 @@ class CSource:
         (row_cases, rows), (column_cases, columns) = (layout.cases(s) for s in (place.height, place.width))
         base = layout.base(row_cases, column_cases)[..., : blocks * BLOCK]
         base = base.astype(np.int16 if self._base_type() == "int16_t" else np.int32)
-        constants = layout.constants.transpose(1, 0, 2).reshape(5, -1)[:, : blocks * BLOCK]
-        constants = np.where(np.isinf(constants), np.finfo(np.float32).max, constants)
         masks = "NULL"
         if layout.masks is not None:
             masks = tables.add(f"{name}_masks", SIGNS, _of_blocks(layout.masks, blocks))
@@ -190,11 +176,8 @@ class CSource:
             "base": tables.share(f"{name}_base", SURROUNDINGS, base),
             "row_cases": tables.share(f"{name}_rows", SURROUNDINGS, rows.astype(np.uint8)),
             "column_cases": tables.share(f"{name}_columns", SURROUNDINGS, columns.astype(np.uint8)),
-            "constants": tables.add(
-                f"{name}_constants", CONSTANTS, constants.reshape(5, blocks, BLOCK).transpose(1, 0, 2)
-            ),
-            **self._projection(name, unit, blocks),
-            "factor": f"{float(unit.shortcut_scale):.9e}f", "height": place.height, "width": place.width,
+            **dict.fromkeys(("projection", "signs", "survivors", "projection_scale"), "NULL"),
+            **self._arithmetic.unit(index, layout, blocks), "height": place.height, "width": place.width,
             "rows": place.rows, "columns": place.columns, "channels": in_channels, "outputs": out_channels,
             "in_blocks": filled(in_channels) // BLOCK, "blocks": blocks, "words": words, "kernel_size": kernel_size,
             "stride": unit.stride, "cases": len(column_cases), "computed": int(place.computed),
@@ -204,42 +187,6 @@ class CSource:
             "scratch": place.scratch, "bits": place.bits, "next_bits": place.next_bits,
         }  # fmt: skip
         return "    {" + ", ".join(f".{key} = {value}" for key, value in fields.items()) + "},"
-
-    def _projection(self, name: str, unit: PackedUnit, blocks: int) -> dict[str, str]:
-        projection, tables = unit.projection, self._tables
-        fields = dict.fromkeys(("projection", "signs", "survivors", "projection_scale"), "NULL")
-        if projection is None:
-            return fields
-        if isinstance(projection, TernaryWeight):
-            values = _blocked(projection.values().numpy()[:, :, 0, 0].T, blocks).astype(np.int64)
-            places = 1 << np.arange(BLOCK)
-            for key, bits in (("signs", values > 0), ("survivors", values != 0)):
-                fields[key] = tables.share(f"{name}_{key}", SHORTCUTS, (bits * places).sum(-1).astype(np.uint16))
-            scale = projection.scale.numpy()
-        else:
-            weight = projection.expand().numpy()[:, :, 0, 0].T
-            fields["projection"] = tables.add(f"{name}_projection", SHORTCUTS, _blocked(weight, blocks))
-            scale = np.ones(unit.weight.shape[0], np.float32)
-        scale = filled_array(scale, 0, blocks * BLOCK)
-        fields["projection_scale"] = tables.add(f"{name}_projection_scale", SHORTCUTS, scale)
-        return fields
-
-    def _add_classifier(self) -> None:
-        classifier = self.layers.classifier
-        self._tables.add("classifier_weights", CLASSIFIER, classifier.weight.expand().numpy())
-        self._tables.add("classifier_bias", CLASSIFIER, classifier.bias.numpy())
-
-
-def _thresholds(unit: PackedUnit, blocks: int) -> NDArray[np.float32]:
-    values = np.full(blocks * BLOCK, np.finfo(np.float32).max, np.float32)
-    values[: len(unit.thresholds)] = unit.thresholds.numpy()
-    return values
-
-
-def _blocked(values: NDArray[np.generic], blocks: int) -> NDArray[np.generic]:
-    """(..., O) as (blocks, ..., 16)."""
-    full = filled_array(values, values.ndim - 1, blocks * BLOCK)
-    return np.moveaxis(full.reshape(*values.shape[:-1], blocks, BLOCK), -2, 0)
 
 
 def _of_blocks(words: NDArray[np.uint32], blocks: int) -> NDArray[np.uint32]:

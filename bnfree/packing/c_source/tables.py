@@ -12,7 +12,7 @@ TYPES = {
     np.dtype(np.uint8): ("uint8_t", "%d"), np.dtype(np.int8): ("int8_t", "%d"),
     np.dtype(np.uint16): ("uint16_t", "0x%04x"), np.dtype(np.int16): ("int16_t", "%d"),
     np.dtype(np.uint32): ("uint32_t", "0x%08xu"), np.dtype(np.int32): ("int32_t", "%d"),
-    np.dtype(np.float32): ("float", ""),
+    np.dtype(np.int64): ("int64_t", "%dLL"), np.dtype(np.float32): ("float", ""),
 }  # fmt: skip
 A_LINE = 10
 

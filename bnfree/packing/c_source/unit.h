@@ -5,12 +5,16 @@ struct unit {
     const base_number *base;       /* sums where nothing differs, [row case][column case][block][16] */
     const uint8_t *row_cases;      /* which taps meet the image, for each row of the output */
     const uint8_t *column_cases;
-    const float *constants;        /* [block][5][16]: scale, shift, slope, shift, threshold of the next unit */
-    const float *projection;       /* 1x1 convolution of the shortcut, [block][channel][16], or NULL */
+    const constant *constants;     /* [block][5][16]: scale, shift, slope, shift, threshold of the next unit */
+    const constant *projection;    /* 1x1 convolution of the shortcut, [block][channel][16], or NULL */
     const uint16_t *signs;         /* binary one, 16 outputs a number, [block][channel], or NULL */
     const uint16_t *survivors;
-    const float *projection_scale; /* of either, or NULL */
-    float factor;                  /* of the shortcut */
+    const constant *projection_scale; /* of either, or NULL */
+    constant factor;               /* of the shortcut */
+#if FIXED_POINT
+    int32_t gain, slope_gain;      /* powers of two */
+    int projection_shift;
+#endif
     int height, width, rows, columns;
     int channels, outputs, in_blocks, blocks, words;
     int kernel_size, stride, cases, computed, backward, next_padding, next_words;

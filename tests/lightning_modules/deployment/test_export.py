@@ -374,6 +374,8 @@ def test_a_pretrained_network_becomes_c_that_classifies_a_raw_image(bnfree, comp
     assert "ram_limit=20000 is too little: the network takes 20224 bytes" in complaint(*words, "--ram_limit=20000")
     assert not list(project.glob("*device*"))
     assert "c_name goes with the format c" in complaint("export", "digits", "--format=onnx", "--c_name=a")
+    assert "c_arithmetic='half' " in complaint(*words, "--c_arithmetic=half")
+    assert "c_arithmetic goes with the format c" in complaint("export", "digits", "--c_arithmetic=fixed")
     assert "option '--ram_limt=1' is not known; did you mean '--ram_limit'?" in complaint(*words, "--ram_limt=1")
     assert "real layers of a packed file are rounded already" in complaint(*words, "--classifier_precision=int8")
     code, out, err = bnfree(*words, "--ram_limit=20224")
