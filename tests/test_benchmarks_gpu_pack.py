@@ -42,6 +42,7 @@ def test_every_part_runs_and_nothing_is_wrong(tmp_path):
     assert load(tmp_path / "cifar10.safetensors")(torch.randn(2, 3, 32, 32)).shape == (2, 10)
 
 
+@pytest.mark.slow
 def test_images_are_named_before_anything_runs(tmp_path):
     done = run("--output", tmp_path / "output", "--device", "cpu", "--archive", tmp_path / "none.tar")
     assert done.returncode == 2

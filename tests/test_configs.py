@@ -125,9 +125,7 @@ def test_recipe_trains(name, data_dir, tmp_path, monkeypatch):
     assert config["model"]["init_args"]["backbone"]["init_args"]["binary_weights"] is True
 
 
-@pytest.mark.parametrize(
-    "name", [name if name.endswith("small") else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in RECIPES])
 @pytest.mark.filterwarnings("ignore")
 def test_recipe_of_stages_trains(name, data_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -145,9 +143,7 @@ def test_recipe_of_stages_trains(name, data_dir, tmp_path, monkeypatch):
     assert binary[-2:] == [False, True]
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == "digits_lottery" else pytest.param(name, marks=pytest.mark.slow) for name in LOTTERIES]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in LOTTERIES])
 @pytest.mark.filterwarnings("ignore")
 def test_lottery_trains_its_first_level(name, data_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -251,6 +247,7 @@ def test_ddp_overlay_trains_on_two_processes(name, data_dir, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 def test_distilled_overlay_learns_from_the_network_of_another_run(data_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     said = []

@@ -191,6 +191,7 @@ def test_names_that_are_not_known_answer_with_the_nearest(command):
     assert "did you mean 'RootMeanSquare'?" in refused
 
 
+@pytest.mark.slow
 def test_an_installed_package_adds_names(tmp_path):
     """A distribution of nothing but its metadata and a module, as pip leaves it, in a process of its own."""
     metadata = tmp_path / "triangles-1.0.dist-info"

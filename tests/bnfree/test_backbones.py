@@ -190,7 +190,8 @@ def test_reference_starts_with_positive_binary_weights():
 
 
 @pytest.mark.parametrize(("kind", "width"), NETWORKS)
-@pytest.mark.parametrize("norm", ["bn_free", *(pytest.param(norm, marks=pytest.mark.slow) for norm in NORMS[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", NORMS)
 def test_a_few_steps_fit_a_few_images(kind, width, norm):
     network = small(kind, width, norm=norm)
     optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)

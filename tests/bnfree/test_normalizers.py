@@ -79,7 +79,10 @@ def test_lean_and_plain_agree(kind, norm):
 
 @pytest.mark.parametrize(
     ("kind", "norm"),
-    [*((kind, norm) for kind in (ReActNet18, NFResNet18) for norm in NAMES), (ReActNetA, "layer_norm")],
+    [
+        *((kind, norm) for kind in (ReActNet18, NFResNet18) for norm in NAMES),
+        pytest.param(ReActNetA, "layer_norm", marks=pytest.mark.slow),
+    ],
 )
 def test_every_network_trains_with_every_one(kind, norm):
     torch.manual_seed(0)

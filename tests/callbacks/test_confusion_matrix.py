@@ -25,6 +25,7 @@ def test_pairs_are_counted_as_by_hand():
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 def test_the_test_after_a_fit_leaves_the_matrix_that_the_report_draws(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(DIGITS) == 0

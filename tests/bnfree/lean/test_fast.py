@@ -174,6 +174,7 @@ def errors(network, x, modes):
 
 
 @needs_bf16
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [ReActNet18, ReActNetA])
 @pytest.mark.parametrize("density", [None, 0.4])
 def test_bf16_backward_is_as_near_as_promised(kind, density):

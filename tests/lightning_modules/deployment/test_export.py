@@ -317,6 +317,7 @@ class NoFormat:
 """
 
 
+@pytest.mark.slow
 def test_a_format_of_the_users_own(bnfree, complaint, best, project):
     (project / "my_formats.py").write_text(FORMAT)
     code, out, err = bnfree("export", best, "--format=my_formats.Constants")

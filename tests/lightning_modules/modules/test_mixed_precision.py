@@ -30,6 +30,7 @@ class Watcher(Callback):
         self.losses.append(outputs["loss"].item())
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_with_thresholds_in_float32(corners, make_trainer):
     torch.manual_seed(0)
     watcher = Watcher()

@@ -75,7 +75,11 @@ OTHER = {
 @pytest.mark.parametrize(
     ("subcommand", "kind"),
     [
-        *((subcommand, "renamed") for subcommand in ("fit", "validate", "test", "predict", "export")),
+        ("test", "renamed"),
+        *(
+            pytest.param(subcommand, "renamed", marks=pytest.mark.slow)
+            for subcommand in ("fit", "validate", "predict", "export")
+        ),
         *(("test", kind) for kind in list(OTHER)[1:]),
     ],
 )

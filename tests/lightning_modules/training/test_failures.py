@@ -130,6 +130,7 @@ class Garbling(Callback):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("remove", [True, False])
+@pytest.mark.slow
 def test_images_that_vanish_or_break_while_training(bnfree, project, workers, remove):
     for part in ("train", "val"):
         for label in ("cat", "dog"):

@@ -127,6 +127,7 @@ def test_a_directory_in_use_is_refused_until_its_process_has_ended(project, hold
     assert list((project / "run").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_lock_of_a_directory_that_is_removed_and_made_anew_holds(project):
     run = project / "run"
     for _ in range(20):

@@ -66,6 +66,7 @@ def test_every_recipe_says_what_it_is():
         assert not description(path).startswith(("bnfree", "DIR")), name
 
 
+@pytest.mark.slow
 def test_fit_by_name_trains_in_a_directory_of_its_own_name(bnfree, project):
     assert bnfree("fit", "--config", "quickstart", "--config=bf16", "--trainer.fast_dev_run=1")[0] == 0
     bnfree(
