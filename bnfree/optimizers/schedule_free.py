@@ -29,7 +29,15 @@ class AdamWScheduleFree(Optimizer):
         InputError: the package is missing.
     """
 
-    def __new__(cls, *arguments: Any, **keywords: Any) -> Any:
+    def __new__(
+        cls,
+        params: Any,
+        lr: float = 2.5e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 0,
+    ) -> Any:
         """The optimizer of the package."""
         try:
             from schedulefree import AdamWScheduleFree as Found
@@ -37,7 +45,7 @@ class AdamWScheduleFree(Optimizer):
             raise InputError(
                 "AdamWScheduleFree needs schedulefree, which is missing: pip install schedulefree."
             ) from None
-        return Found(*arguments, **keywords)
+        return Found(params, lr, betas, eps=eps, weight_decay=weight_decay, warmup_steps=warmup_steps)
 
     def __init__(
         self,
