@@ -46,14 +46,3 @@ class AdamWScheduleFree(Optimizer):
                 "AdamWScheduleFree needs schedulefree, which is missing: pip install schedulefree."
             ) from None
         return Found(params, lr, betas, eps=eps, weight_decay=weight_decay, warmup_steps=warmup_steps)
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 2.5e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        warmup_steps: int = 0,
-    ) -> None:
-        raise NotImplementedError
