@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import logging
 import os
 import shlex
 import statistics
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -52,28 +54,38 @@ NAMED = {
 OVERLAYS = {
     "backbone": ("group_size", "local_attention"),
     "data": (
-        "reflect_padding", "alternating_flip", "cutout", "rand_augment", "mixup", "cutmix", "random_subsets",
+        "reflect_padding", "alternating_flip", "cutout", "rand_augment", "mixup", "cutmix",
     ),
     "training": (
         "gradient_windows", "adamp", "sgdp", "muon", "schedule_free", "bop", "latent_sphere", "recu", "freeze_signs",
         "affine_only", "weight_shape",
     ),
 }  # fmt: skip
+# Half of the images in twice the epochs, so that all make as many steps as the default; the first is the control.
+SCORES = "SCORES"
+HALF = ["--trainer.max_epochs=8", "--trainer.check_val_every_n_epoch=2"]
+SUBSETS = {
+    "fixed_half": ["--data.limit_train=5000", *HALF],
+    "random_subsets": ["--config=random_subsets", "--data.epoch_fraction=0.5", *HALF],
+    "data_diet": ["--config=data_diet", f"--data.scores={SCORES}", *HALF],
+}
 # What needs another network, file or run beside it, only observes, or is asked about other images.
 NOT_COMPARED = {
-    "correct_teacher", "discriminator", "data_diet", "forgetting_scores", "periodic_regularizer", "alpha_batch_norm",
+    "correct_teacher", "discriminator", "forgetting_scores", "periodic_regularizer", "alpha_batch_norm",
     "adversarial_style", "adversarial_training", "feature_attack", "attacked_accuracy", "corrupted_accuracy",
 }  # fmt: skip
 TITLES = {
     "sign_estimator": "Sign estimators", "weight_transform": "Transforms of weights", "normalizer": "Normalisers",
     "head": "Heads", "loss": "Losses", "backbone": "Layers of the backbone", "data": "Data",
-    "training": "Optimizers and callbacks",
+    "subset": "Subsets of the images", "training": "Optimizers and callbacks",
 }  # fmt: skip
 WARM_UP, STEPS = 3, 12
 
 
 def rows(kind: str) -> dict[str, list[str]]:
     """By name the words of `bnfree fit` that a row adds; an overlay, where there is one, before an option."""
+    if kind == "subset":
+        return SUBSETS
     overlays = {path.stem for path in [*ROOT.glob("configs/plugins/*.yaml"), *ROOT.glob("configs/*.yaml")]}
     found = names(kind) if kind in NAMED else [name for name in OVERLAYS[kind] if name in overlays]
     return {
@@ -100,9 +112,12 @@ def run(folder: Path, words: list[str], seed: int, data_dir: str) -> None:
         if lock is None or finished(folder) is not None:
             return
         last = folder / "checkpoints/last.ckpt"
-        command = [sys.executable, "-m", "bnfree", "fit", f"--config={CONFIG}", *configs_first(words)]
+        scores = folder.parent / "el2n.csv"
+        own = [word.replace(SCORES, str(scores)) for word in configs_first(words)]
+        configs = [word for word in own if word.startswith("--config")]
+        command = [sys.executable, "-m", "bnfree", "fit", f"--config={CONFIG}", *configs]
         command += [f"--data.data_dir={data_dir}", f"--run_dir={folder}", *shlex.split(BUDGET)]
-        command += [f"--seed_everything={seed}", f"--data.seed={seed}"]
+        command += [f"--seed_everything={seed}", f"--data.seed={seed}", *own[len(configs) :]]
         command += [f"--ckpt_path={last}"] if last.is_file() else []
         with folder.with_suffix(".log").open("a") as log:
             environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(ROOT)}
@@ -115,6 +130,15 @@ def run(folder: Path, words: list[str], seed: int, data_dir: str) -> None:
 def configs_first(words: list[str]) -> list[str]:
     """Overlays before options, which the command asks for."""
     return sorted(words, key=lambda word: not word.startswith("--config"))
+
+
+def score_images(output: Path, seed: int, data_dir: str) -> None:
+    """Writes the scores that the data diet chooses by: EL2N of the default's network of one seed."""
+    from bnfree.lightning_modules.reports.analysis import ScoreSettings, score_data
+
+    default = folder_of(output, "", DEFAULT, seed)
+    if not (output / "el2n.csv").exists() and finished(default) is not None:
+        score_data(ScoreSettings([default], output / "el2n.csv", options={"data.data_dir": data_dir}))
 
 
 class StepClock(Callback):
@@ -162,7 +186,11 @@ def cost(words: list[str], data_dir: str) -> tuple[float, float]:
 def measure_costs(kinds: list[str], data_dir: str, output: Path) -> None:
     """Writes `costs.csv`: time and memory of each row over those of the default, measured in the same process."""
     lines = ["kind,name,time,memory"]
-    for kind in kinds:
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    # A subset's step is the default's.
+    for kind in [kind for kind in kinds if kind != "subset"]:
         default = cost([], data_dir)
         for name, words in rows(kind).items():
             try:
@@ -236,6 +264,8 @@ def main() -> None:
         for seed in options.seeds:
             run(folder_of(options.output, "", DEFAULT, seed), [], seed, options.data_dir)
             for kind in options.kinds:
+                if kind == "subset":
+                    score_images(options.output, options.seeds[0], options.data_dir)
                 for name, words in rows(kind).items():
                     run(folder_of(options.output, kind, name, seed), words, seed, options.data_dir)
     found = tables(options.kinds, options.seeds, options.output)
