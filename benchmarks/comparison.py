@@ -58,7 +58,7 @@ OVERLAYS = {
     ),
     "training": (
         "gradient_windows", "adamp", "sgdp", "muon", "schedule_free", "bop", "latent_sphere", "recu", "freeze_signs",
-        "affine_only", "weight_shape",
+        "flip_schedule", "silent_weight_decay", "affine_only", "weight_shape",
     ),
 }  # fmt: skip
 # Half of the images in twice the epochs, so that all make as many steps as the default; the first is the control.

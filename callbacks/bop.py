@@ -73,6 +73,8 @@ class Bop(Callback):
                 continue
             if name not in self._means:
                 self._means[name] = torch.zeros_like(gradient)
+            # What a checkpoint holds comes before the network is on its device.
+            self._means[name] = self._means[name].to(gradient.device)
             flip(layer.weight, self._means[name], gradient, self.gamma, self.threshold)
             layer.weight.grad = None
 

@@ -138,8 +138,9 @@ def scheduled(module):
 def test_all_that_go_together_go_on_two_processes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     together = (
-        "EstimatorSchedule", "EstimatorIndicators", "LatentSphere", "FreezeSigns", "GradientWindows", "WeightDynamics",
-        "SignalPropagation", "WeightStandardizationCheck", "CollapseCheck", "NonFiniteStop", "Throughput",
+        "EstimatorSchedule", "EstimatorIndicators", "SilentWeightDecay", "FlipSchedule", "LatentSphere", "FreezeSigns",
+        "GradientWindows", "WeightDynamics", "SignalPropagation", "WeightStandardizationCheck", "CollapseCheck",
+        "NonFiniteStop", "Throughput",
     )  # fmt: skip
     network = {"estimator": "reste", "weight_estimator": "reste"}
     callbacks = [getattr(bnfree.callbacks, name)() for name in together]

@@ -3,7 +3,14 @@
 from bnfree.diagnostics.figures import plot_signals, render
 from bnfree.diagnostics.finiteness import NonFinite, any_non_finite, first_non_finite
 from bnfree.diagnostics.signals import UnitSignal, measure_signals
-from bnfree.diagnostics.signs import binary_layers, count_flips, pack_signs, unpack_signs, weight_signs
+from bnfree.diagnostics.signs import (
+    binary_layers,
+    count_flips,
+    flipped_share,
+    pack_signs,
+    unpack_signs,
+    weight_signs,
+)
 from bnfree.diagnostics.weights import WeightStatistics, standardized_layers, weight_statistics
 
 __all__ = [
@@ -14,6 +21,7 @@ __all__ = [
     "binary_layers",
     "count_flips",
     "first_non_finite",
+    "flipped_share",
     "measure_signals",
     "pack_signs",
     "plot_signals",

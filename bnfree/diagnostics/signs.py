@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -54,6 +56,21 @@ def count_flips(before: Tensor, after: Tensor) -> tuple[int, int]:
     product = before * after
     flipped, compared = torch.stack([(product < 0).sum(), (product != 0).sum()]).tolist()
     return flipped, compared
+
+
+def flipped_share(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """The share (0 to 1) of the signs of all layers that have changed, as `count_flips` counts them.
+
+    Args:
+        pairs: signs of each layer before and after; at least one layer.
+
+    Returns:
+        float32 (), on the device of the signs, which nothing waits for; 0 where nothing could flip.
+    """
+    products = [before * after for before, after in pairs]
+    flipped = torch.stack([(product < 0).sum() for product in products]).sum()
+    compared = torch.stack([(product != 0).sum() for product in products]).sum()
+    return flipped / compared.clamp(min=1)
 
 
 def pack_signs(signs: Tensor) -> Tensor:

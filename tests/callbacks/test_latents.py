@@ -1,4 +1,6 @@
-"""What callbacks make of latent weights: a sphere, flips without them, signs that stay, weights that stay."""
+"""What callbacks make of latent weights: a sphere, flips without them, signs that stay or should not, steered flips."""
+
+from itertools import pairwise
 
 import pytest
 import torch
@@ -7,11 +9,22 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from bnfree.backbones import ReActNet18
-from bnfree.callbacks import AffineOnly, Bop, FreezeSigns, LatentSphere, PeriodicRegularizer, ScheduleFree
+from bnfree.callbacks import (
+    AffineOnly,
+    Bop,
+    FlipSchedule,
+    FreezeSigns,
+    LatentSphere,
+    PeriodicRegularizer,
+    ScheduleFree,
+    SilentWeightDecay,
+)
 from bnfree.callbacks.bop import flip, to_signs
 from bnfree.callbacks.latent_sphere import project_to_sphere
 from bnfree.convolution import BinaryConv2d
+from bnfree.diagnostics import count_flips, weight_signs
 from bnfree.errors import InputError
+from bnfree.silent_weights import silence_gradient
 
 
 def small(**options):
@@ -201,6 +214,138 @@ def test_freezing_refuses_what_it_cannot_do(classifier, make_trainer, make_loade
         FreezeSigns(0)
     with pytest.raises(InputError, match="no end"):
         fit(classifier(), make_trainer, make_loader, FreezeSigns(), max_epochs=-1)
+
+
+# Signs that should not stay
+
+
+def test_the_pull_is_on_weights_that_have_not_flipped_and_not_on_masked_ones(classifier, make_trainer, make_loader):
+    """Against the same run without, whose gradients are the same up to the third step, after flips have been seen."""
+    strength, steps = 0.5, []
+    mask = torch.rand(8, 4, 3, 3) < 0.7
+
+    class Watch(Callback):
+        """The gradient before and after, and the signs of every step."""
+
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            layer = layer_in(pl_module.backbone)
+            steps.append((layer.weight.grad.clone(), weight_signs(layer), layer.weight.detach().clone()))
+
+    network = small()
+    layer_in(network).set_mask(mask)
+    module = classifier(network, adam(0.05))
+    callbacks = (Watch(), SilentWeightDecay(strength, momentum=0.5, threshold=0.2), Watch())
+    trainer = fit(module, make_trainer, make_loader, *callbacks, max_steps=6, max_epochs=3)
+    rates, shares = torch.zeros(8, 4, 3, 3), []
+    for i, ((before, signs, weight), (after, _, _)) in enumerate(zip(steps[::2], steps[1::2], strict=True)):
+        if i:
+            rates = 0.5 * rates + 0.5 * (signs * steps[2 * i - 2][1] < 0)
+        layer = BinaryConv2d(4, 8, 3)
+        layer.set_mask(mask)
+        with torch.no_grad():
+            layer.weight.copy_(weight)
+        torch.testing.assert_close(after - before, strength * silence_gradient(layer, rates < 0.2))
+        assert not (after - before)[~mask].any()
+        shares.append((rates < 0.2)[mask].double().mean())
+    assert 0 < shares[-1] < 1
+    assert shares[0] == 1
+    assert 0 < trainer.callback_metrics["signs/silent"] < 1
+
+
+def test_the_pull_goes_on(classifier, make_trainer, make_loader, tmp_path):
+    make = lambda: SilentWeightDecay(0.5, momentum=0.5, threshold=0.2)  # noqa: E731
+    assert resumes(make, classifier, make_trainer, make_loader, tmp_path)
+
+
+def test_the_pull_refuses_what_it_cannot_do(classifier, make_trainer, make_loader):
+    for options in ({"binary_weights": False}, {"weight_transform": "biper"}):
+        with pytest.raises(InputError, match="no binary weights that are trained and not transformed"):
+            fit(classifier(small(**options)), make_trainer, make_loader, SilentWeightDecay())
+    for options in ({"strength": 0.0}, {"momentum": 1.0}, {"threshold": 0.0}):
+        with pytest.raises(InputError, match=next(iter(options))):
+            SilentWeightDecay(**options)
+
+
+# Flips that are steered
+
+
+def flips_of(signs):
+    """The share of flips in each step, all layers together."""
+    counts = [[count_flips(a, b) for a, b in zip(x, y, strict=True)] for x, y in pairwise(signs)]
+    return [sum(flipped for flipped, _ in step) / sum(compared for _, compared in step) for step in counts]
+
+
+def all_signs(network):
+    return [weight_signs(m) for m in network.modules() if isinstance(m, BinaryConv2d) and m.binary_weights]
+
+
+class Wandering(torch.optim.SGD):
+    """Takes steps in random directions, whose length is the learning rate."""
+
+    def step(self, closure=None):
+        closure()
+        with torch.no_grad():
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.add_(torch.randn_like(p), alpha=group["lr"])
+
+
+@pytest.mark.parametrize("lr", [1e-3, 1e-1])
+def test_as_many_signs_flip_as_are_wanted(lr, classifier, make_trainer, make_loader):
+    """Of weights of size 1/6 with steps that flip a tenth of it, or several times as much."""
+    found = {}
+    for name, callbacks in {"free": (), "steered": (FlipSchedule(0.03, "constant", momentum=0.5),)}.items():
+        torch.manual_seed(0)
+        record = Record(all_signs)
+        module = classifier(small(), lambda m: Wandering(m.parameters(), lr=lr))
+        module.training_step = lambda batch, batch_idx: layer_in(module.backbone).gain.sum()  # noqa: B023
+        fit(module, make_trainer, make_loader, *callbacks, record, max_epochs=40)
+        shares = flips_of(record.found)
+        found[name] = sum(shares[-20:]) / 20
+    assert found["steered"] == pytest.approx(0.03, rel=0.15)
+    assert not 0.4 < found["free"] / 0.03 < 2
+
+
+def test_a_step_is_scaled_and_all_else_is_not(classifier, make_trainer, make_loader):
+    """From the same gradients: after one step of factor 1, the second one, whose factor is known."""
+    found = []
+    for callbacks in ((), (FlipSchedule(0.5, "constant", momentum=0.0),)):
+        torch.manual_seed(0)
+        network = small()
+        layers = Record(lambda network: layer_in(network).weight.detach().clone())
+        gains = Record(lambda network: layer_in(network).gain.detach().clone())
+        signs = Record(all_signs)
+        fit(classifier(network, adam(0.01)), make_trainer, make_loader, *callbacks, layers, gains, signs, max_epochs=1)
+        found.append((layers.found, gains.found, signs.found))
+    (free, free_gains, _), (scaled, scaled_gains, signs) = found
+    assert torch.equal(free[0], scaled[0])
+    assert torch.equal(free_gains[1], scaled_gains[1])
+    torch.manual_seed(0)
+    (share,) = flips_of([all_signs(small()), signs[0]])
+    factor = torch.exp(torch.tensor((1 - share / 0.5) / 4))
+    assert factor > 1.1
+    torch.testing.assert_close(scaled[1] - scaled[0], factor * (free[1] - free[0]))
+
+
+def test_what_is_wanted_and_what_flips_is_logged(classifier, make_trainer, make_loader):
+    trainer = fit(classifier(), make_trainer, make_loader, FlipSchedule(0.02, "linear"), max_epochs=2)
+    assert trainer.callback_metrics["signs/wanted"] == 0
+    assert 0 < trainer.callback_metrics["signs/flipped_in_step"] < 0.05
+    assert 0.8 < trainer.callback_metrics["signs/step_factor"] < 1.2
+
+
+def test_steered_flips_go_on(classifier, make_trainer, make_loader, tmp_path):
+    assert resumes(FlipSchedule, classifier, make_trainer, make_loader, tmp_path)
+
+
+def test_a_schedule_of_flips_refuses_what_it_cannot_do(classifier, make_trainer, make_loader):
+    with pytest.raises(InputError, match="no binary weights"):
+        fit(classifier(small(binary_weights=False)), make_trainer, make_loader, FlipSchedule())
+    with pytest.raises(InputError, match="no end"):
+        fit(classifier(), make_trainer, make_loader, FlipSchedule(), max_epochs=-1)
+    for options in ({"rate": 0.0}, {"momentum": 1.0}, {"schedule": "step"}):
+        with pytest.raises(InputError, match=next(iter(options))):
+            FlipSchedule(**options)
 
 
 # Weights that stay
