@@ -57,6 +57,7 @@ OVERLAYS = {
 # Recipes of several stages, with the options that shorten them.
 RECIPES = {
     "cifar10_recipe_small": SMALL_FOLDER,
+    "cifar10_recipe_biper_small": SMALL_FOLDER,
     "cifar10_recipe": ["--data.val_split=10"],
     "cifar10_recipe_distilled": [
         "--data.val_split=10", "--step1.model.backbone.width=4", "--step2.model.backbone.width=4",

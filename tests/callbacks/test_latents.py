@@ -414,8 +414,9 @@ def test_the_regulariser_is_the_gradient_of_its_mean(kind, classifier, make_trai
 
 
 def test_the_regulariser_refuses_what_is_not_periodic(classifier, make_trainer, make_loader):
-    with pytest.raises(InputError, match="weight_transform='biper'"):
-        fit(classifier(small()), make_trainer, make_loader, PeriodicRegularizer())
+    for transform in (None, torch.sin, "compander"):
+        with pytest.raises(InputError, match="weight_transform='biper'"):
+            fit(classifier(small(weight_transform=transform)), make_trainer, make_loader, PeriodicRegularizer())
     for options in ({"kind": "tan2"}, {"strength": 0.0}):
         with pytest.raises(InputError, match=next(iter(options))):
             PeriodicRegularizer(**options)
