@@ -2,8 +2,8 @@
 
 Source: Chen et al., "Going beyond neural network feature similarity: the network feature complexity and its
 interpretation using category theory" (iterative feature merging, ICLR 2024, arXiv 2310.06756). Deviations: what enters
-a channel is averaged and what leaves it is summed, which also holds for activations that are not homogeneous; in
-networks whose layers all lie on the trunk, such as ours, the number is measured and nothing is cut out.
+a channel is averaged and what leaves it is summed, which also holds for activations that are not homogeneous. Here the
+number is measured; channels inside branches, which can go, are merged by `bnfree.compression.merging`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def merge_channels(
     """
     if incoming.shape[0] != outgoing.shape[1]:
         raise InputError(f"incoming has {incoming.shape[0]} channels, outgoing {outgoing.shape[1]}.")
-    _check(beta, max_ratio)
+    check_merging(beta, max_ratio)
     groups = _merged([incoming.flatten(1), outgoing.transpose(0, 1).flatten(1)], beta, max_ratio)
     rows = torch.stack([incoming[group].mean(0) for group in groups])
     columns = torch.stack([outgoing[:, group].sum(1) for group in groups], 1)
@@ -57,7 +57,7 @@ def feature_complexity(network: nn.Module, beta: float = 0.1) -> dict[str, int]:
     Raises:
         InputError: a value out of range.
     """
-    _check(beta, 1.0)
+    check_merging(beta, 1.0)
     found = {}
     for name, module in network.named_modules():
         if isinstance(module, BinaryConv2d | nn.Conv2d):
@@ -91,7 +91,12 @@ def _merged(features: list[Tensor], beta: float, max_ratio: float) -> list[list[
     return groups
 
 
-def _check(beta: float, max_ratio: float) -> None:
+def check_merging(beta: float, max_ratio: float) -> None:
+    """Refuses arguments of `merge_channels` that are out of range.
+
+    Raises:
+        InputError: it names the first of them.
+    """
     if not 0 <= beta < 1:
         raise InputError(f"beta={beta} must be at least 0 and less than 1.")
     if not 0 <= max_ratio <= 1:

@@ -145,6 +145,10 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "el2n": "bnfree.data_scores.el2n",
         "grand": "bnfree.data_scores.grand",
     },
+    # What `bnfree compress` does to a trained network.
+    "compression": {
+        "merge": "bnfree.compression.merging.Merge",
+    },
     # Switched on by an option of something else; the path leads to what computes them.
     "option": {
         "discriminator": "bnfree.discriminator.discriminator_loss",

@@ -9,6 +9,7 @@ from bnfree.import_names import one_module
 
 if TYPE_CHECKING:
     from bnfree.lightning_modules.deployment.bench import BenchResult, BenchSettings, bench
+    from bnfree.lightning_modules.deployment.compress import CompressResult, CompressSettings, compress
     from bnfree.lightning_modules.deployment.export import ExportResult, ExportSettings, export
     from bnfree.lightning_modules.experiments.lottery.controls import run_controls
     from bnfree.lightning_modules.experiments.lottery.early_bird import run_early_bird
@@ -40,6 +41,8 @@ one_module(__name__)
 PUBLIC = {
     "BenchResult": "deployment.bench",
     "BenchSettings": "deployment.bench",
+    "CompressResult": "deployment.compress",
+    "CompressSettings": "deployment.compress",
     "ControlSettings": "experiments.lottery.settings",
     "DistilledClassifier": "modules.distilled_classifier",
     "EarlyBirdSettings": "experiments.lottery.settings",
@@ -63,6 +66,7 @@ PUBLIC = {
     "TorchvisionNetwork": "modules.torchvision_network",
     "TrainingCLI": "training.command_line",
     "bench": "deployment.bench",
+    "compress": "deployment.compress",
     "evaluate": "training.evaluate",
     "export": "deployment.export",
     "fit": "training.fit",
@@ -79,6 +83,8 @@ PUBLIC = {
 __all__ = [
     "BenchResult",
     "BenchSettings",
+    "CompressResult",
+    "CompressSettings",
     "ControlSettings",
     "DistilledClassifier",
     "EarlyBirdSettings",
@@ -102,6 +108,7 @@ __all__ = [
     "TorchvisionNetwork",
     "TrainingCLI",
     "bench",
+    "compress",
     "evaluate",
     "export",
     "fit",

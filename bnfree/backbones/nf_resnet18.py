@@ -9,6 +9,7 @@ al. (arXiv 1603.05027) for pre-activation and the layout of ResNet-18.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,8 @@ class NormalizerFreeBlock(nn.Module):
         beta: 1 / standard deviation of the input, as predicted.
         alpha: standard deviation that the branch adds.
         norm: see `bnfree.normalizers`.
+        inner_channels: channels C between the two convolutions of the branch, which are then plain, without
+            standardisation, gain and a normaliser between them; None: `out_channels`, and as `norm` has them.
 
     Shape: (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride)). `skip_gain` has shape () and
     starts at 0 (SkipInit), where the block is its shortcut.
@@ -72,17 +75,19 @@ class NormalizerFreeBlock(nn.Module):
         beta: float,
         alpha: float,
         norm: Norm = "bn_free",
+        inner_channels: int | None = None,
     ) -> None:
         super().__init__()
         normalizer, scaled = get_normalizer(norm), scales_branches(norm)
+        inner, plain = (out_channels, False) if inner_channels is None else (inner_channels, True)
         self.stride, self.out_channels = stride, out_channels
         self.alpha, self.beta = (alpha, beta) if scaled else (1.0, 1.0)
         self.normalizer1 = normalizer(in_channels)
         self.activation1 = ScaledReLU(in_channels)
-        self.convolution1 = _convolution(in_channels, out_channels, 3, stride, norm)
-        self.normalizer2 = normalizer(out_channels)
-        self.activation2 = ScaledReLU(out_channels)
-        self.convolution2 = _convolution(out_channels, out_channels, 3, 1, norm)
+        self.convolution1 = _convolution(in_channels, inner, 3, stride, norm, plain)
+        self.normalizer2 = None if plain else normalizer(inner)
+        self.activation2 = ScaledReLU(inner)
+        self.convolution2 = _convolution(inner, out_channels, 3, 1, norm, plain)
         self.projection = _convolution(in_channels, out_channels, 1, stride, norm) if stride > 1 else None
         self.skip_gain = nn.Parameter(torch.zeros(())) if scaled else None
 
@@ -115,6 +120,8 @@ class NFResNet18(nn.Module):
         norm: `bn_free` (NF-ResNet-18), `batch_norm` (the pre-activation ResNet-18), `none`, another name of
             `bnfree.normalizers`, or the dotted path of your own normaliser.
         head: from pooled features to logits: `linear`, `cosine`, or the dotted path of your own, see `bnfree.heads`.
+        inner_channels: channels between the two convolutions of each of the eight blocks, which are then plain: what
+            `bnfree compress` writes into its checkpoints. None: as many as the block's output has, standardised.
 
     Raises:
         InputError: an argument out of range or an unknown choice.
@@ -129,6 +136,7 @@ class NFResNet18(nn.Module):
         in_channels: int = 3,
         norm: Norm = "bn_free",
         head: Head = "linear",
+        inner_channels: list[int] | None = None,
     ) -> None:
         super().__init__()
         check_sizes(num_classes=num_classes, width=width, in_channels=in_channels)
@@ -142,10 +150,11 @@ class NFResNet18(nn.Module):
             pool = nn.MaxPool2d(3, stride=2, padding=1)
             self.stem = nn.Sequential(_convolution(in_channels, width, 7, 2, norm), pool)
         transitions = [stage > 0 and block == 0 for stage in range(4) for block in range(BLOCKS_PER_STAGE)]
-        blocks, channels = [], width
-        for transition, beta in zip(transitions, normalizer_free_betas(transitions, alpha), strict=True):
-            out_channels = 2 * channels if transition else channels
-            blocks.append(NormalizerFreeBlock(channels, out_channels, 2 if transition else 1, beta, alpha, norm))
+        blocks, channels, inner = [], width, _inner_channels(inner_channels, len(transitions))
+        betas = normalizer_free_betas(transitions, alpha)
+        for transition, beta, between in zip(transitions, betas, inner, strict=True):
+            out_channels, stride = (2 * channels, 2) if transition else (channels, 1)
+            blocks.append(NormalizerFreeBlock(channels, out_channels, stride, beta, alpha, norm, between))
             channels = out_channels
         self.body = nn.Sequential(*blocks)
         self.normalizer = get_normalizer(norm)(channels)
@@ -171,8 +180,18 @@ def _normalized(x: Tensor, normalizer: nn.Module | None) -> Tensor:
     return x if normalizer is None else normalizer(x)
 
 
-def _convolution(in_channels: int, out_channels: int, kernel_size: int, stride: int, norm: Norm) -> BinaryConv2d:
-    padding, standardize = (kernel_size - 1) // 2, standardizes_weights(norm)
+def _inner_channels(given: list[int] | None, blocks: int) -> Sequence[int | None]:
+    if given is None:
+        return [None] * blocks
+    if len(given) != blocks or not all(isinstance(count, int) and count > 0 for count in given):
+        raise InputError(f"inner_channels={given} must be {blocks} whole numbers of at least 1, one for each block.")
+    return given
+
+
+def _convolution(
+    in_channels: int, out_channels: int, kernel_size: int, stride: int, norm: Norm, plain: bool = False
+) -> BinaryConv2d:
+    padding, standardize = (kernel_size - 1) // 2, standardizes_weights(norm) and not plain
     return BinaryConv2d(
         in_channels, out_channels, kernel_size, stride, padding, binary_weights=False, standardize=standardize
     )

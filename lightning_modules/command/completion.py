@@ -34,6 +34,7 @@ TAKE_FILES = (
     "report",
     "score-data",
     "export",
+    "compress",
     "bench",
     "test",
     "predict",

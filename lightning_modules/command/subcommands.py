@@ -27,6 +27,7 @@ SUBCOMMANDS = {
     "runs": Subcommand("list runs: what differs, how far they are, how they go on", "command.runs"),
     "report": Subcommand("write a table and a figure of runs", "command.report"),
     "export": Subcommand("pack a trained network into a small file", "command.export"),
+    "compress": Subcommand("fewer channels in a trained real network, without data", "command.compress"),
     "bench": Subcommand("time a packed file against other engines", "command.bench"),
     "summary": Subcommand("count a network's operations and bits", "command.summary"),
     "analyse": Subcommand("sensitivity of layers, trainability, different features", "command.analyse"),

@@ -1,0 +1,1 @@
+"""Structured compression: networks with fewer channels."""

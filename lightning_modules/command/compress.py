@@ -1,0 +1,109 @@
+"""`bnfree compress`: its manual, its options, and what it prints."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from bnfree.compression.merging import Merge
+from bnfree.errors import InputError
+from bnfree.lightning_modules.command.parsing import ActionParser, add_output
+from bnfree.lightning_modules.deployment.compress import ALL, CompressSettings, PartCost, compress
+from bnfree.names import did_you_mean
+from bnfree.text_tables import fields, short_count, table
+
+
+class Method(NamedTuple):
+    """What the manual says of a method, the method, and its options: name, type, what they are."""
+
+    manual: str
+    kind: Any
+    options: Mapping[str, tuple[Any, str, str]]
+
+
+METHODS = {
+    "merge": Method(
+        "channels that are alike become one (iterative feature merging)",
+        Merge,
+        {
+            "beta": (float, "SHARE", "merge what is closer than this share of the largest squared distance; 0: only "
+                     "equal channels (default: 0.1)"),
+            "max_ratio": (float, "SHARE", "greatest share of a block's channels that may go (default: 1)"),
+        },
+    ),
+}  # fmt: skip
+MANUAL = """\
+Writes a checkpoint of a smaller network: without data, without training, in seconds.
+
+SOURCE is a checkpoint, or a run directory, of which it is the last one, of an NFResNet18: a real-valued network
+without batch norm, as teachers are. It has fewer channels afterwards between the two convolutions of each block, which
+become plain ones: standardisation and gain are folded into their weights. Trunk and shortcuts stay as they are.
+
+methods:
+{methods}
+
+bnfree test, predict and summary read the new file like any other, and so does --model.teacher.weights."""
+EXAMPLES = """\
+  bnfree compress RUN merge --beta=0.1 --output=small.ckpt
+  bnfree test --ckpt_path=small.ckpt
+  bnfree fit --config distilled --model.teacher.weights=small.ckpt"""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Compresses a network, and prints what it was and is.
+
+    Args:
+        arguments: `compress` and its options.
+
+    Raises:
+        InputError: a mistake in what the user gave.
+    """
+    given = _parser().parse_args(arguments[1:])
+    if given.method not in METHODS:
+        known = did_you_mean(given.method, METHODS) or f"choose from {', '.join(METHODS)}."
+        raise InputError(f"method={given.method!r} is not known; {known}")
+    method = METHODS[given.method]
+    foreign = [name for name in _set_options(given) if name not in method.options]
+    if foreign:
+        raise InputError(f"--{foreign[0]} is no option of {given.method}, which takes {_listed(method.options)}.")
+    chosen = {name: getattr(given, name) for name in method.options if getattr(given, name) is not None}
+    options = {} if given.image_shape is None else {"image_shape": given.image_shape}
+    result = compress(CompressSettings(given.source, method.kind(**chosen), given.output, given.overwrite, options))
+    rows = [(name, *_cells(*parts)) for name, parts in result.parts.items() if name != ALL]
+    titles = ("block", "channels", "parameters", "OPs")
+    print(table(titles, rows, ("network", *_cells(*result.parts[ALL]))))
+    counts = ",".join(map(str, result.inner_channels))
+    shape = "x".join(map(str, result.image_shape))
+    print("\n" + fields([("OPs", f"multiply-accumulates of one image of {shape}"), ("written", str(result.path))]))
+    words = ["--config", "CONFIG", f"--model.init_from={result.path}", f"--model.backbone.inner_channels=[{counts}]"]
+    print(f"To train it on: bnfree fit {shlex.join(words)}")
+
+
+def _cells(before: PartCost, after: PartCost) -> tuple[str, ...]:
+    pairs = ((getattr(before, name), getattr(after, name)) for name in ("channels", "parameters", "ops"))
+    return tuple(f"{short_count(old)} -> {short_count(new)} ({new / old:.1%})" for old, new in pairs)
+
+
+def _set_options(given: argparse.Namespace) -> list[str]:
+    return [name for method in METHODS.values() for name in method.options if getattr(given, name) is not None]
+
+
+def _listed(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"--{name}" for name in options)
+
+
+def _parser() -> ActionParser:
+    methods = "\n".join(f"  {name:<10} {method.manual}" for name, method in METHODS.items())
+    usage = "bnfree compress SOURCE METHOD --output FILE [options]"
+    parser = ActionParser("bnfree compress", MANUAL.format(methods=methods), EXAMPLES, usage)
+    parser.add_argument("source", metavar="SOURCE", help="checkpoint or run directory")
+    parser.add_argument("method", metavar="METHOD", help=", ".join(METHODS))
+    add_output(parser, "the new checkpoint")
+    for name, method in METHODS.items():
+        group = parser.add_argument_group(f"options of {name}")
+        for option, (kind, metavar, text) in method.options.items():
+            group.add_argument(f"--{option}", type=kind, metavar=metavar, help=text)
+    parser.add_argument("--image_shape", metavar="C,H,W", help="of the images, where no data section says it")
+    return parser
