@@ -100,7 +100,7 @@ def calibrate(network: nn.Module, images: Tensor, full: bool = False) -> list[Un
     def calibrate_gain(layer: BinaryConv2d, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         std = _stds(output)
         factor = torch.where(std > 1e-6, 1 / std, 1.0)
-        cast(Tensor, layer.gain).mul_(factor.view(-1, 1, 1, 1))
+        cast(Tensor, layer.gain).mul_(layer.of_rows(factor).view(-1, 1, 1, 1))
         return output * factor.view(1, -1, 1, 1).to(output.dtype)
 
     def calibrate_shift_in(rprelu: RPReLU, inputs: tuple[Any, ...]) -> None:
@@ -179,7 +179,7 @@ def calibrate_gains(network: nn.Module, images: Tensor, original: nn.Module | No
         alive = (std > 1e-6) & (wanted[name] > 1e-6)
         factor = torch.where(alive, wanted[name] / std, 1.0)
         factors[name] = factor
-        cast(Tensor, layer.gain).mul_(factor.view(-1, 1, 1, 1))
+        cast(Tensor, layer.gain).mul_(layer.of_rows(factor).view(-1, 1, 1, 1))
         return output * factor.view(1, -1, 1, 1).to(output.dtype)
 
     _run(network, images, _output_hooks(layers, set_gain))

@@ -23,6 +23,7 @@ from bnfree.errors import InputError
 from bnfree.lean.cache import KeptWeight, prepare_or_reuse
 from bnfree.lean.convolution import LeanConvolution, LeanEffectiveWeight, compute_dtype, convolve_prepared, is_narrow
 from bnfree.lean.geometry import Geometry
+from bnfree.lean.rows import spread_rows
 from bnfree.lean.weights import PreparedWeight, WeightRule, prepare
 from bnfree.standardization import WeightSign, standardize_weight
 from bnfree.weight_transforms import WeightTransform, build_transform
@@ -71,6 +72,11 @@ class BinaryConv2d(nn.Module):
     (O, 1, 1, 1) or None, `mask` a bool buffer of the weight's shape or None. A dense layer's state dict has no mask;
     a state dict with a mask loads strictly into a dense layer and sets it.
 
+    A layer can lose filters for good (`keep_rows`). `weight`, `gain` and `mask` then hold the K <= O rows that are
+    left, `kept_rows` (int64 buffer (K,), None when whole) says which channels of the output they make, and the other
+    channels are 0. The output keeps its shape. A state dict says which rows there are: one with `kept_rows` loads into
+    a whole layer, one without into a shrunk layer, and either way the layer then has the rows of the file.
+
     With `lean` (an attribute, True) the whole weight path is one step whose backward pass needs the parameters alone;
     without, it is the composition of operators below, the definition of the layer. In evaluation mode without gradients
     a lean layer on a CPU keeps its prepared weight until the parameters change.
@@ -90,6 +96,7 @@ class BinaryConv2d(nn.Module):
     weight: Tensor
     gain: Tensor | None
     mask: Tensor | None
+    kept_rows: Tensor | None
     lean: bool
     estimator_progress: Tensor | None
 
@@ -127,6 +134,7 @@ class BinaryConv2d(nn.Module):
         with_gain = standardize if gain is None else gain
         self.register_parameter("gain", nn.Parameter(torch.ones(out_channels, 1, 1, 1)) if with_gain else None)
         self.register_buffer("mask", None)
+        self.register_buffer("kept_rows", None)
         self.weight_estimator = None if weight_estimator is None else get_estimator(weight_estimator)
         self.register_buffer("estimator_progress", new_progress(weight_estimator), persistent=False)
         self.weight_transform = None if weight_transform is None else build_transform(weight_transform)
@@ -135,7 +143,7 @@ class BinaryConv2d(nn.Module):
     def reset_parameters(self, init: Literal["kaiming", "public_code"] = "kaiming") -> None:
         """Draws new latent weights from the global random generator and sets the gain to 1."""
         if init == "kaiming":
-            nn.init.normal_(self.weight, std=self.weight[0].numel() ** -0.5)
+            nn.init.normal_(self.weight, std=self.weight.shape[1:].numel() ** -0.5)
         elif self.binary_weights:
             nn.init.uniform_(self.weight, 0, 1e-3)
         else:
@@ -162,8 +170,55 @@ class BinaryConv2d(nn.Module):
             mask = mask.detach().clone().to(self.weight.device)
         self.mask = mask
 
+    @torch.no_grad()
+    def keep_rows(self, channels: Tensor) -> None:
+        """Drops all filters but those of some output channels, whose parameters and gradients become smaller in place.
+
+        What an optimizer holds for them keeps its old size, see `bnfree.compression.shrink_optimizer`.
+
+        Args:
+            channels: int64 (K,), output channels in ascending order, each with a filter now.
+
+        Raises:
+            InputError: a grouped convolution, or channels that are not so.
+        """
+        if self.groups > 1:
+            raise InputError(f"groups={self.groups}: only convolutions of one group can lose rows.")
+        channels = channels.to(self.weight.device)
+        there = torch.arange(self.out_channels) if self.kept_rows is None else self.kept_rows.cpu()
+        if not self._are_rows(channels) or not bool(torch.isin(channels.cpu(), there).all()):
+            raise InputError(
+                f"channels={channels.tolist()} must be output channels in ascending order that the layer has filters "
+                f"for, of {self.out_channels}."
+            )
+        self._take_rows(torch.searchsorted(there.to(channels.device), channels))
+        self.kept_rows = None if len(channels) == self.out_channels else channels.clone()
+
+    def of_rows(self, per_channel: Tensor) -> Tensor:
+        """Of one entry for each output channel, (O, ...), those of the rows that are there: (K, ...)."""
+        return per_channel if self.kept_rows is None else per_channel[self.kept_rows]
+
+    def _are_rows(self, channels: Tensor) -> bool:
+        """Whether a tensor holds output channels in ascending order."""
+        if channels.dim() != 1 or channels.dtype != torch.int64:
+            return False
+        inside = (channels >= 0) & (channels < self.out_channels)
+        return bool(inside.all()) and bool((channels.diff() > 0).all())
+
+    def _take_rows(self, places: Tensor) -> None:
+        for parameter in (self.weight, self.gain):
+            if parameter is not None:
+                gradient, parameter.grad = parameter.grad, None
+                parameter.data = parameter.data[places].clone()
+                parameter.grad = None if gradient is None else gradient[places].clone()
+        self.mask = None if self.mask is None else self.mask[places].clone()
+        self._kept = None
+
     def effective_weight(self) -> Tensor:
-        """The weight that the convolution uses, (O, I/groups, k, k); `weight` and `gain` get gradients through it."""
+        """The weight that the convolution uses, (O, I/groups, k, k); `weight` and `gain` get gradients through it.
+
+        (K, I/groups, k, k) in a layer that has lost rows.
+        """
         if self.lean:
             return LeanEffectiveWeight.apply(self.latent_weight(), self.gain, self.mask, self.rule)[0]
         if self.binary_weights:
@@ -217,7 +272,7 @@ class BinaryConv2d(nn.Module):
         magnitude = weight.detach().abs()
         if self.mask is None:
             scale = magnitude.mean(dims, keepdim=True)
-            signs = WeightSign.apply(weight, scale, self.slope, weight[0].numel() ** 0.5)
+            signs = WeightSign.apply(weight, scale, self.slope, weight.shape[1:].numel() ** 0.5)
         else:
             count = self.mask.sum(dims, keepdim=True).clamp(min=1)
             scale = magnitude.sum(dims, keepdim=True) / count
@@ -228,6 +283,13 @@ class BinaryConv2d(nn.Module):
         """Convolves (N, I, H, W) with the effective weight."""
         if self.loses_foreign_pruning:
             warnings.warn(FOREIGN_PRUNING, stacklevel=2)
+        if self.kept_rows is None:
+            return self._convolve(x)
+        output = self._convolve(x) if len(self.weight) else self._nothing(x)
+        return spread_rows(output, self.kept_rows, self.out_channels)
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        """One channel for each row that there is."""
         if self.lean and x.dim() == 4 and not self._has_other_weights():
             moves = Geometry(self.stride, self.padding, self.groups)
             if torch.is_grad_enabled():
@@ -245,6 +307,12 @@ class BinaryConv2d(nn.Module):
         signs, scale = self._signs_and_scale()
         return F.conv2d(x, signs.to(x.dtype), *geometry) * scale.view(1, -1, 1, 1).to(x.dtype)
 
+    def _nothing(self, x: Tensor) -> Tensor:
+        """No channels, which are a function of all that the convolution would be one of: each gets a gradient, of 0."""
+        sizes = [(size + 2 * self.padding - self.kernel_size) // self.stride + 1 for size in x.shape[-2:]]
+        constant = sum((tensor.sum() for tensor in (self.weight, self.gain) if tensor is not None), x[..., :0].sum())
+        return constant.to(compute_dtype(x)).expand(*x.shape[:-3], 0, *sizes)
+
     @property
     def loses_foreign_pruning(self) -> bool:
         """Whether `torch.nn.utils.prune` zeroes latent weights that are other than 0 once standardised or binarised."""
@@ -255,15 +323,35 @@ class BinaryConv2d(nn.Module):
         return "effective_weight" in self.__dict__ or type(self).effective_weight is not BinaryConv2d.effective_weight
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        kept_rows = state_dict.get(prefix + "kept_rows")
+        if prefix + "weight" in state_dict and not (kept_rows is None and self.kept_rows is None):
+            self._fit_rows(kept_rows, state_dict[prefix + "weight"])
         mask = state_dict.get(prefix + "mask")
         if mask is not None and self.mask is None and mask.shape == self.weight.shape:
             self.set_mask(mask)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    @torch.no_grad()
+    def _fit_rows(self, kept_rows: Tensor | None, weight: Tensor) -> None:
+        """Gives the layer room for the rows of a state dict, which are loaded next."""
+        count = self.out_channels if kept_rows is None else len(kept_rows)
+        # Of a file that contradicts itself PyTorch says so, in its own words.
+        if len(weight) != count or (kept_rows is not None and not self._are_rows(kept_rows)):
+            return
+        for parameter in (self.weight, self.gain):
+            if parameter is not None and len(parameter) != count:
+                parameter.grad = None
+                parameter.data = parameter.new_zeros(count, *parameter.shape[1:])
+        if self.mask is not None and len(self.mask) != count:
+            self.mask = self.mask.new_ones(count, *self.mask.shape[1:])
+        self.kept_rows = None if kept_rows is None else kept_rows.detach().clone().to(self.weight.device)
+        self._kept = None
+
     def extra_repr(self) -> str:
         """What `print` shows of the layer."""
         kind = ("binary" if self.binary_weights else "real") + (", standardised" if self.standardize else "")
         density = "" if self.mask is None else f", density={self.mask.float().mean().item():.3g}"
+        density += "" if self.kept_rows is None else f", rows={len(self.kept_rows)}"
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
             f"padding={self.padding}, groups={self.groups}, {kind}{density}"

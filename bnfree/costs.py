@@ -61,7 +61,7 @@ class LayerCost:
     input_shape: tuple[int, ...] = ()
     """(C, H, W) of the input for one image, at the layer's first call; empty if the layer is never called."""
     output_shape: tuple[int, ...] = ()
-    """(C, H, W) of the output, likewise."""
+    """(C, H, W) of the output, likewise; channels of rows that a convolution has lost are among them."""
     kernel_size: tuple[int, ...] = ()
     """(kH, kW); empty in linear layers."""
     stride: tuple[int, ...] = ()
@@ -71,7 +71,7 @@ class LayerCost:
     real_params: int
     """All other parameters of the layer."""
     bops: int = 0
-    """Multiply-accumulates per image with binary weights."""
+    """Multiply-accumulates per image with binary weights, of the rows that are there."""
     flops: int = 0
     """Multiply-accumulates per image with real weights."""
     weights: int = 0
@@ -206,7 +206,9 @@ def _layer_cost(name: str, layer: Any, owned: int, calls: list[LayerCall], real_
     kept = owned - binary_params - (gain.numel() if isinstance(gain, nn.Parameter) else 0)
     if binary:
         planes = 1 if getattr(layer, "mask", None) is None else 2
-        bits = planes * binary_params + CONSTANT_BITS * (weight.shape[0] + kept)
+        # Every channel of the output has a scale, which is 0 where the row is gone.
+        scales = layer.out_channels if getattr(layer, "kept_rows", None) is not None else weight.shape[0]
+        bits = planes * binary_params + CONSTANT_BITS * (scales + kept)
     else:
         bits = real_bits * kept
     macs = sum(call.macs for call in calls)
@@ -225,7 +227,7 @@ def _layer_cost(name: str, layer: Any, owned: int, calls: list[LayerCall], real_
         bops=macs if binary else 0,
         flops=0 if binary else macs,
         weights=weight.numel(),
-        density=int(weight.count_nonzero()) / weight.numel(),
+        density=int(weight.count_nonzero()) / weight.numel() if weight.numel() else 1.0,
         bits=bits,
     )
 

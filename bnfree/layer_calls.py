@@ -83,7 +83,8 @@ def _recorder(calls: list[LayerCall]) -> Any:
         x: Tensor = args[0] if args else next(iter(kwargs.values()))
         weight: Any = layer.weight
         # Every weight of a convolution acts once at each position of the output; of a transposed one, of the input.
-        positions = (x if isinstance(layer, _ConvTransposeNd) else output).numel() // weight.shape[0]
+        channels = layer.out_channels if isinstance(layer, BinaryConv2d) else weight.shape[0]
+        positions = (x if isinstance(layer, _ConvTransposeNd) else output).numel() // channels
         binary_input = bool((x.abs() == 1).all())
         calls.append(LayerCall(tuple(x.shape[1:]), tuple(output.shape[1:]), positions * weight.numel(), binary_input))
 

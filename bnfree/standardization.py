@@ -71,7 +71,7 @@ def standardize_weight(weight: Tensor, mask: Tensor | None = None, eps: float = 
     """
     dims = tuple(range(1, weight.dim()))
     if mask is None:
-        fan_in = weight[0].numel()
+        fan_in = weight.shape[1:].numel()
         centred = weight - weight.mean(dims, keepdim=True)
         variance = centred.square().mean(dims, keepdim=True)
         return centred / ((_root(variance) + eps) * fan_in**0.5) if fan_in > 1 else weight / (1 + eps)

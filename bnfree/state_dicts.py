@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from bnfree import checksums, file_bounds
 from bnfree.errors import InputError
 
+OPTIONAL = (".mask", ".kept_rows")
+"""Endings of names that a layer has if it has lost weights or rows; one that has not takes them when it loads."""
+
 
 def plain_name(name: str) -> str:
     """The name of a parameter or module without the `_orig_mod.` that `torch.compile` puts into it.
@@ -60,6 +63,25 @@ def backbone_of(module: nn.Module) -> nn.Module:
     return uncompiled(getattr(module, name) if name else module)
 
 
+def reshaped_names(current: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
+    """Names under which two state dicts hold tensors of different shapes.
+
+    The number of rows of a layer that has lost some, in either of the two, is no difference: it becomes that of what is
+    loaded.
+
+    Args:
+        current: of the network.
+        weights: what is to be loaded.
+    """
+    found = []
+    for name in sorted(set(current) & set(weights)):
+        rows = f"{name.rpartition('.')[0]}.kept_rows"
+        first = 1 if rows in current or rows in weights else 0
+        if current[name].shape[first:] != weights[name].shape[first:]:
+            found.append(name)
+    return found
+
+
 def weights_of(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights and masks of a network out of a state dict of a module that holds it, under the network's own names.
 
@@ -68,7 +90,7 @@ def weights_of(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Ten
         state: state dict of the module, of the network alone, or of another network, which is given back.
     """
     state = plain_names(state)
-    own = [plain_name(name) for name in network.state_dict() if not name.endswith(".mask")]
+    own = [plain_name(name) for name in network.state_dict() if not name.endswith(OPTIONAL)]
     first = own[0] if own else ""
     prefixes = {name.removesuffix(first) for name in state if name == first or name.endswith(f".{first}")}
     for prefix in sorted(prefixes, key=len):

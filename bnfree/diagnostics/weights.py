@@ -196,7 +196,11 @@ def _probe(layer: BinaryConv2d) -> tuple[Tensor, Tensor]:
         # The forward pass comes first: torch.nn.utils.prune refreshes the weight in a hook before it.
         output = layer(probe)
         used = layer.effective_weight()
+        if len(used) == 0:
+            return used.new_zeros(0, dtype=torch.float64), used.double()
         expected = F.conv2d(probe, used.to(probe.dtype), None, layer.stride, layer.padding, 1, layer.groups).double()
+    if layer.kept_rows is not None and output.shape[1] == layer.out_channels:
+        output = output[:, layer.kept_rows]
     if output.shape != expected.shape:
         return torch.full((expected.shape[1],), torch.inf, dtype=torch.float64, device=device), used.double()
     largest = expected.nan_to_num(0, 0, 0).abs().amax().clamp(min=1e-30)
@@ -230,7 +234,8 @@ def _without_binarization(layer: BinaryConv2d) -> Tensor:
 
 
 def _worst(values: Tensor, rows: Tensor) -> Tensor:
-    return values.double().where(rows, 0).amax()
+    # Of a layer that has lost all rows: 0.
+    return F.pad(values.double().where(rows, 0), (0, 1)).amax()
 
 
 def _share(weights: Tensor, among: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ def prepare_or_reuse(
     key = _key(weight, gain, mask, rule._replace(slope=None))
     if key is None:
         return prepare(weight, gain, mask, rule), None
-    traces = [as_rows(weight).mv(_random_vector(weight[0].numel(), weight.dtype))]
+    traces = [as_rows(weight).mv(_random_vector(weight.shape[1:].numel(), weight.dtype))]
     traces += [tensor.detach() for tensor in (gain, mask) if tensor is not None]
     if kept is None or kept.key != key or not all(map(torch.equal, kept.traces, traces)):
         kept = KeptWeight(key, [trace.clone() for trace in traces], prepare(weight, gain, mask, rule))

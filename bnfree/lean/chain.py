@@ -129,6 +129,9 @@ def _may_chain(unit: nn.Module) -> bool:
     beta = cast(Unit, unit).beta
     if is_watched(unit) or (beta is not None and beta.requires_grad):
         return False
+    projection = cast(Unit, unit).projection
+    if projection is not None and projection.kept_rows is not None:
+        return False
     for name, part in unit._modules.items():
         if part is None or name in NORMALIZERS:
             continue
@@ -166,6 +169,7 @@ def _unit(unit: Unit, x: Tensor, pending: RPReLU | None, residual: bool, fast: t
         repeats=unit.repeats,
         projection=None if projection is None else projection.rule,
         fast=modes_for(fast, layer.weight, layer.mask is not None),
+        channels=layer.out_channels,
     )
     if pending is None:
         entry = Entry(None, None, None, unit.rsign.shift, unit.beta)
@@ -173,7 +177,7 @@ def _unit(unit: Unit, x: Tensor, pending: RPReLU | None, residual: bool, fast: t
         entry = Entry(pending.shift_in, pending.slope, pending.shift_out, unit.rsign.shift, unit.beta)
     if not torch.is_grad_enabled():
         prepared = None if projection is None else projection.prepared_weight()
-        return unit_forward(x, entry, layer.prepared_weight(), prepared, rule, keep=True)
+        return unit_forward(x, entry, layer.prepared_weight(), prepared, rule, layer.kept_rows, keep=True)
     tensors = [layer.latent_weight(), layer.gain, layer.mask]
     tensors += [None] * 3 if projection is None else [projection.latent_weight(), projection.gain, projection.mask]
-    return cast(Tensor, UnitStep.apply(x, *entry, *tensors, rule)[0])
+    return cast(Tensor, UnitStep.apply(x, *entry, *tensors, layer.kept_rows, rule)[0])

@@ -19,7 +19,11 @@ from bnfree.lean.weights import PreparedWeight, WeightRule
 
 
 def convolve(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """Convolution of `x` (N, I, H, W), both of one dtype."""
+    """Convolution of `x` (N, I, H, W), both of one dtype; no channels where there are no filters."""
+    if len(weight) == 0:
+        sides = zip(x.shape[2:], weight.shape[2:], strict=True)
+        sizes = [(size + 2 * geometry.padding - kernel) // geometry.stride + 1 for size, kernel in sides]
+        return x.new_empty(len(x), 0, *sizes)
     return F.conv2d(x, weight, None, geometry.stride, geometry.padding, 1, geometry.groups)
 
 
@@ -38,6 +42,8 @@ def convolution_gradients(
     """Gradients of `x` and of `weight` for that of the output, all of one dtype."""
     if not need_x and not need_weight:
         return None, None
+    if len(weight) == 0:
+        return torch.zeros_like(x) if need_x else None, torch.zeros_like(weight) if need_weight else None
     if is_narrow(x, geometry.stride, x.dtype):
         wide = [tensor.to(torch.float32) for tensor in (gradient, x, weight)]
         of_x, of_weight = convolution_gradients(wide[0], wide[1], wide[2], geometry, need_x, need_weight)
@@ -59,7 +65,7 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 def small_power(weight: Tensor, dtype: torch.dtype) -> float:
     """A power of two near 1 / sqrt(fan-in) in float16, whose range the gradient of a bare sign could leave; else 1."""
-    return 2.0 ** -round(weight[0].numel().bit_length() / 2) if dtype == torch.float16 else 1.0
+    return 2.0 ** -round(weight.shape[1:].numel().bit_length() / 2) if dtype == torch.float16 else 1.0
 
 
 class LeanEffectiveWeight(Function):

@@ -31,6 +31,8 @@ class UnitRule(NamedTuple):
     projection: WeightRule | None
     fast: tuple[str, ...]
     """Names of `bnfree.lean.fast.FAST_MODES`."""
+    channels: int
+    """Of the output."""
 
 
 class Entry(NamedTuple):

@@ -116,10 +116,12 @@ def modes_for(fast: tuple[str, ...], weight: Tensor, masked: bool) -> tuple[str,
     """The modes without `half_forward` for weights (O, I, kH, kW) whose sums float16 may not hold.
 
     Sums of an even number of -1 and +1 are even, and with an even I the number is even at the border too; zeros of a
-    mask make odd ones.
+    mask make odd ones. Without filters there is nothing to be fast with.
     """
+    if len(weight) == 0:
+        return ()
     largest = LARGEST_WHOLE if masked or weight.shape[1] % 2 else 2 * LARGEST_WHOLE
-    return fast if weight[0].numel() <= largest else tuple(mode for mode in fast if mode != "half_forward")
+    return fast if weight.shape[1:].numel() <= largest else tuple(mode for mode in fast if mode != "half_forward")
 
 
 def convolve_half(s: Tensor, values: Tensor, geometry: Geometry) -> Tensor:

@@ -29,6 +29,7 @@ from bnfree.lean.fast import convolve_half, convolve_int8, gradients_bf16, runs_
 from bnfree.lean.function import Function, as_output
 from bnfree.lean.geometry import Geometry
 from bnfree.lean.refusal import once
+from bnfree.lean.rows import spread_rows
 from bnfree.lean.storage import runs_half_saved, to_half
 from bnfree.lean.weights import PreparedWeight
 
@@ -41,9 +42,10 @@ def unit_forward(
     prepared: PreparedWeight,
     projection: PreparedWeight | None,
     rule: UnitRule,
+    kept_rows: Tensor | None = None,
     keep: bool = False,
 ) -> Tensor:
-    """The next pre-activation (N, O, H', W'); `keep` as in `convolve_int8`."""
+    """The next pre-activation (N, O, H', W'); `kept_rows` of a `BinaryConv2d`, `keep` as in `convolve_int8`."""
     dtype = compute_dtype(u)
     planes = Planes(u)
     if runs_int8(rule, dtype, u, keep):
@@ -61,6 +63,9 @@ def unit_forward(
     elif rule.alpha != 1:
         # After the convolution, as the plain unit does it: the rounding of the two would differ.
         scale = y.new_full((y.shape[1],), rule.alpha)
+    if kept_rows is not None:
+        y = spread_rows(y, kept_rows, rule.channels)
+        scale = None if scale is None else scale.new_zeros(rule.channels).index_copy(0, kept_rows, scale)
     if projection is not None:
         assert shortcut is not None
         shortcut = convolve_prepared(shortcut, projection, POINTWISE, dtype).to(u.dtype)
@@ -102,6 +107,7 @@ class UnitStep(Function):
         projection_weight: Tensor | None,
         projection_gain: Tensor | None,
         projection_mask: Tensor | None,
+        kept_rows: Tensor | None,
         rule: UnitRule,
     ) -> tuple[Tensor, ...]:
         """The next pre-activation, the moments of both weights (1 or 2, 5, O), and what is kept in place of `u`."""
@@ -112,7 +118,7 @@ class UnitStep(Function):
             projection = weights.prepare(projection_weight, projection_gain, projection_mask, rule.projection)
             moments.append(projection.moments)
         entry = Entry(shift_in, slope, shift_out, shift, beta)
-        results = as_output(unit_forward(u, entry, prepared, projection, rule)), torch.stack(moments)
+        results = as_output(unit_forward(u, entry, prepared, projection, rule, kept_rows)), torch.stack(moments)
         if not runs_half_saved(rule, u):
             return results
         return (*results, to_half(u, Planes(u), entry, rule.derivative.jumps or ()))
@@ -130,23 +136,24 @@ class UnitStep(Function):
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of u and of all parameters."""
         (u, shift_in, slope, shift_out, shift, beta, weight, gain, mask,
-         projection_weight, projection_gain, projection_mask, moments) = ctx.saved_tensors  # fmt: skip
+         projection_weight, projection_gain, projection_mask, kept_rows, moments) = ctx.saved_tensors  # fmt: skip
         entry, rule = Entry(shift_in, slope, shift_out, shift, beta), ctx.rule
         needs = ctx.needs_input_grad
         with torch.no_grad():
             u = u.to(ctx.input_dtype)
             planes = Planes(u)
             need_entry, need_filters = any(needs[:5]), needs[6] or needs[7]
+            of_branch = gradient if kept_rows is None else gradient.index_select(1, kept_rows)
             if runs_bf16(rule, ctx.dtype, u):
                 s, shortcut = enter(u, planes, entry, rule, rule.projection is not None, dtype=torch.bfloat16)
                 signs, scale = bare_signs(weight, gain, mask, moments[0], rule)
-                grad_s, grad_full = gradients_bf16(gradient, s, signs, scale, rule.geometry, need_entry, need_filters)
+                grad_s, grad_full = gradients_bf16(of_branch, s, signs, scale, rule.geometry, need_entry, need_filters)
             else:
                 power = small_power(weight, ctx.dtype)
                 s, shortcut = enter(u, planes, entry, rule, rule.projection is not None, power)
                 full = weights.rebuild(weight, gain, mask, moments[0], rule.weight, rule.alpha).to(ctx.dtype)
                 grad_s, grad_full = convolution_gradients(
-                    gradient.to(ctx.dtype), s.to(ctx.dtype), full, rule.geometry, need_entry, need_filters
+                    of_branch.to(ctx.dtype), s.to(ctx.dtype), full, rule.geometry, need_entry, need_filters
                 )
                 if grad_full is not None:
                     # s was power * sign.
@@ -179,4 +186,4 @@ class UnitStep(Function):
             if grad_s is not None:
                 grad_u, grad_parameters = leave(u, planes, entry, rule, grad_s, grad_shortcut)
         of_weights = [grad_weight, grad_gain, None, grad_projection, grad_projection_gain, None]
-        return once(gradient, [grad_u, *grad_parameters, None, *of_weights, None])
+        return once(gradient, [grad_u, *grad_parameters, None, *of_weights, None, None])

@@ -158,13 +158,18 @@ def _fold_unit(name: str, unit: ResidualUnit, precision: RealPrecision) -> Packe
 
 def _fold_binary(layer: BinaryConv2d, factor: Tensor) -> TernaryWeight:
     """Signs and scales of factor * effective weight, `factor` float64 (O,)."""
-    weight = _effective_weight(layer)
+    weight, mask = _effective_weight(layer), layer.mask
+    if layer.kept_rows is not None:
+        # A row that is gone is one of scale 0.
+        kept, shape = layer.kept_rows.cpu(), (layer.out_channels, *weight.shape[1:])
+        weight = weight.new_zeros(shape).index_copy(0, kept, weight)
+        mask = None if mask is None else mask.new_ones(shape, device="cpu").index_copy(0, kept, mask.cpu())
     # Every survivor of a filter has the same magnitude, exactly.
     scale = weight.flatten(1).abs().amax(1).double() * factor
     values = torch.where(weight >= 0, 1, -1).to(torch.int8)
     values = torch.where(factor.view(-1, 1, 1, 1) < 0, -values, values)
-    if layer.mask is not None:
-        values *= layer.mask.cpu()
+    if mask is not None:
+        values *= mask.cpu()
     return TernaryWeight.from_values(values, scale.abs().float())
 
 

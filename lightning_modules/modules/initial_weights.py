@@ -18,7 +18,7 @@ from bnfree.packing.file_format import read as read_packed
 from bnfree.packing.hub import is_hub, pull
 from bnfree.packing.trainable import trainable_state_dict
 from bnfree.reference import is_public_checkpoint, load_checkpoint
-from bnfree.state_dicts import read_checkpoint_file, read_state_dict, uncompiled
+from bnfree.state_dicts import OPTIONAL, read_checkpoint_file, read_state_dict, reshaped_names, uncompiled
 from bnfree.tickets import is_ticket, read_ticket
 
 
@@ -61,9 +61,9 @@ def load_initial_weights(
         ours = {key: value for key, value in current.items() if key.startswith(head)}
         weights = {key: value for key, value in weights.items() if key not in theirs} | ours
         origin = replace(origin, new_head=_new_head(theirs, ours))
-    optional = {key for key in set(weights) - set(current) if key.endswith(".mask")}
+    optional = {key for key in set(weights) - set(current) if key.endswith(OPTIONAL)}
     missing, unexpected = sorted(set(current) - set(weights)), sorted(set(weights) - set(current) - optional)
-    reshaped = sorted(k for k in set(current) & set(weights) if current[k].shape != weights[k].shape)
+    reshaped = reshaped_names(current, weights)
     for problem, keys in (("lacks", missing), ("has in addition", unexpected), ("has in another shape", reshaped)):
         if keys:
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""

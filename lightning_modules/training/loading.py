@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from bnfree.errors import InputError
 from bnfree.lightning_modules.training.checkpoints import remembered_config
 from bnfree.lightning_modules.training.messages import say
-from bnfree.state_dicts import backbone_of
+from bnfree.state_dicts import OPTIONAL, backbone_of, reshaped_names
 from bnfree.tickets import is_ticket, read_ticket
 
 
@@ -82,10 +82,10 @@ def check_weights(
     Raises:
         InputError: they differ.
     """
-    # A pruned network's masks load into a freshly built one.
-    missing = sorted(key for key in set(current) - set(weights) if not key.endswith(".mask"))
-    unexpected = sorted(key for key in set(weights) - set(current) if not key.endswith(".mask"))
-    reshaped = sorted(k for k in set(current) & set(weights) if current[k].shape != weights[k].shape)
+    # A pruned network's masks load into a freshly built one, and so do the rows that a shrunk one is left with.
+    missing = sorted(key for key in set(current) - set(weights) if not key.endswith(OPTIONAL))
+    unexpected = sorted(key for key in set(weights) - set(current) if not key.endswith(OPTIONAL))
+    reshaped = reshaped_names(current, weights)
     problems = [f"lacks {_some(missing)}"] if missing else []
     problems += [f"has {_some(unexpected)} in addition"] if unexpected else []
     if reshaped:
