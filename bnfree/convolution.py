@@ -174,7 +174,7 @@ class BinaryConv2d(nn.Module):
     def keep_rows(self, channels: Tensor) -> None:
         """Drops all filters but those of some output channels, whose parameters and gradients become smaller in place.
 
-        What an optimizer holds for them keeps its old size, see `bnfree.compression.shrink_optimizer`.
+        What an optimizer holds for them keeps its old size, see `bnfree.compression.remove_rows`.
 
         Args:
             channels: int64 (K,), output channels in ascending order, each with a filter now.
