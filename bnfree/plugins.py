@@ -135,6 +135,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "adversarial_training": "bnfree.lightning_modules.modules.robust_classifiers.AdversarialClassifier",
         "feature_attack": "bnfree.lightning_modules.modules.robust_classifiers.FeatureAttackClassifier",
         "adversarial_style": "bnfree.lightning_modules.modules.robust_classifiers.StyleClassifier",
+        "zeroth_order": "bnfree.lightning_modules.modules.zeroth_order_classifier.ZerothOrderClassifier",
     },
     "data": {},
     # What `bnfree analyse` and `bnfree score-data` compute.

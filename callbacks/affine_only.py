@@ -6,8 +6,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from bnfree.activations import RPReLU
-from bnfree.binarize import RSign
+from bnfree.affine import affine_parameters, is_normalizer
 from bnfree.callbacks.adaptive_gradient_clipping import find_classifier
 from bnfree.convolution import BinaryConv2d
 from bnfree.errors import InputError
@@ -60,28 +59,11 @@ class AffineOnly(Callback):
         pl_module.log("gains/off", share, on_step=False, on_epoch=True, sync_dist=True)
 
 
-def affine_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """Gains, thresholds, slopes and shifts, and the parameters of normalisers with one number a channel."""
-    found: list[nn.Parameter] = []
-    for module in network.modules():
-        if isinstance(module, BinaryConv2d):
-            found += [module.gain] if isinstance(module.gain, nn.Parameter) else []
-        elif isinstance(module, RSign | RPReLU) or _is_normalizer(module):
-            found += list(module.parameters(recurse=False))
-    return found
-
-
-def _is_normalizer(module: nn.Module) -> bool:
-    norms = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
-    ours = type(module).__module__.startswith("bnfree.normalizers.")
-    return isinstance(module, norms) or ours
-
-
 def _scales(network: nn.Module) -> list[Tensor]:
     found: list[Tensor] = []
     for module in network.modules():
         scale = module.gain if isinstance(module, BinaryConv2d) else None
-        if _is_normalizer(module):
+        if is_normalizer(module):
             scale = getattr(module, "weight", None)
         found += [scale.detach()] if isinstance(scale, Tensor) else []
     return found
