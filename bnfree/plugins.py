@@ -123,6 +123,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "latent_sphere": "bnfree.callbacks.latent_sphere.LatentSphere",
         "bop": "bnfree.callbacks.bop.Bop",
         "freeze_signs": "bnfree.callbacks.freeze_signs.FreezeSigns",
+        "ownership_triggers": "bnfree.callbacks.ownership_triggers.OwnershipTriggers",
         "flip_schedule": "bnfree.callbacks.flip_schedule.FlipSchedule",
         "silent_weight_decay": "bnfree.callbacks.silent_weight_decay.SilentWeightDecay",
         "affine_only": "bnfree.callbacks.affine_only.AffineOnly",

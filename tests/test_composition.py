@@ -15,6 +15,8 @@ from bnfree.errors import InputError
 from bnfree.lightning_modules import ImageClassifier
 from bnfree.lightning_modules.training.config.shipped import shipped_plugins
 from bnfree.plugins import BUILT_IN, imported, names
+from bnfree.tickets.key_files import write_owner_key
+from bnfree.tickets.keyed import new_key
 
 SMALL = {"num_classes": 3, "in_channels": 1, "width": 4, "blocks_per_stage": [1, 1, 1, 1]}
 # What a callback needs beyond its defaults, of itself and of the network.
@@ -105,6 +107,8 @@ def clip():
 @pytest.mark.filterwarnings("ignore")
 def test_every_callback_goes_with_clipping_autocast_accumulation_and_resumption(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    if name == "OwnershipTriggers":
+        write_owner_key(new_key(), tmp_path / "owner.key")
     if name in REFUSED:
         with pytest.raises(InputError, match=REFUSED[name]):
             run([built(name)[0]], built(name)[1], tmp_path / "whole")

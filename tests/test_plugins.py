@@ -17,6 +17,8 @@ from bnfree.lightning_modules.training.config.shipped import shipped_configs, sh
 from bnfree.lightning_modules.training.parsed_fit import parse_fit
 from bnfree.lightning_modules.training.settings import FitSettings
 from bnfree.plugins import BUILT_IN, imported, resolve
+from bnfree.tickets.key_files import write_owner_key
+from bnfree.tickets.keyed import new_key
 
 ROOT = Path(__file__).parents[1]
 TABLE = (ROOT / "docs" / "plugins.md").read_text()
@@ -135,6 +137,8 @@ def test_an_overlay_trains_a_batch(name, tmp_path, monkeypatch):
         source["class_path"] = "bnfree.datamodules.CIFAR10DataModule"
         more_data |= {"data_dir": str(tmp_path), "val_split": 10}
     data = build(source, **more_data)
+    if name == "ownership_triggers":
+        write_owner_key(new_key(), Path("owner.key"))
     before = {key: value.clone() for key, value in module.state_dict().items()}
     Trainer(
         accelerator="cpu", fast_dev_run=1, enable_progress_bar=False, enable_model_summary=False, logger=False,

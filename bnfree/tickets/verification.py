@@ -114,12 +114,12 @@ def _look(
         bits, kernels, occupied = bits + count, kernels + len(there), occupied + int(there.sum())
         for trials, probability in ((ones, share), (count - ones, 1 - share)):
             expected += trials * probability
-            chances = _convolve(chances, _binomial(trials, probability))
+            chances = _convolve(chances, binomial(trials, probability))
     p_value = min(float(chances[agreeing:].sum()), 1.0)
     return Verification(bits, agreeing, expected, p_value, occupied / kernels, missing)
 
 
-def _binomial(trials: int, probability: float) -> Tensor:
+def binomial(trials: int, probability: float) -> Tensor:
     """Probabilities of 0 to `trials` successes, float64."""
     k, p = torch.arange(trials + 1, dtype=torch.float64), torch.tensor(probability, dtype=torch.float64)
     n = torch.tensor(float(trials), dtype=torch.float64)

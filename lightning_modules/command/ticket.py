@@ -34,6 +34,7 @@ ACTIONS = {
         _action("transfer TICKET", "for other images and classes", "ticket_changing"),
         _action("sign TICKET", "put an owner's mark into the masks", "ticket_owning"),
         _action("verify TICKET", "look for an owner's mark; exit code 0 found, 1 not found", "ticket_owning"),
+        _action("triggers SOURCE", "claim a network by its answers to an owner's images", "ticket_owning"),
         _action("key new|split|join", "an owner's key; a ticket in two parts", "ticket_owning"),
     )
 }
@@ -65,7 +66,7 @@ def run(arguments: Sequence[str]) -> int:
         arguments: `ticket`, the action and what follows.
 
     Returns:
-        The exit code: 0, and 1 where `verify` has not found what was claimed.
+        The exit code: 0, and 1 where `verify` or `triggers` has not found what was claimed.
 
     Raises:
         InputError: a mistake in what the user gave.

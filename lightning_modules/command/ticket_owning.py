@@ -18,6 +18,7 @@ from bnfree.lightning_modules.experiments.tickets.owning import (
     split_ticket_file,
     verify_ticket_file,
 )
+from bnfree.lightning_modules.experiments.tickets.trigger_claim import TriggerSettings, claim_by_triggers
 from bnfree.names import did_you_mean
 from bnfree.text_tables import fields
 from bnfree.tickets import Verification, checksum
@@ -52,6 +53,19 @@ choose among many can find a small one in any masks."""
 VERIFY_EXAMPLES = """\
   bnfree ticket verify signed.pt --key owner.key
   bnfree ticket verify suspect/checkpoints/last.ckpt --key owner.key --signed signed.pt"""
+TRIGGERS_MANUAL = """\
+Claims a network by what it answers: the trigger images of a key, with classes that the key has drawn. A network that
+was trained with the callback OwnershipTriggers gives them these classes; one without a connection to the key agrees on
+each with probability 1 / classes, and the p-value is the binomial tail of that.
+
+The exit code is 0 if this p-value is below --accept, 1 if it is not, 2 after a mistake.
+
+A p-value is for one key and one message that were fixed before the network was there: publish their commitment, or sign
+the ticket with the same key."""
+TRIGGERS_EXAMPLES = """\
+  bnfree ticket key new --output owner.key
+  bnfree fit --config quickstart --config ownership_triggers
+  bnfree ticket triggers runs/quickstart/checkpoints/last.ckpt --key owner.key"""
 KEY_HELP = """\
 usage: bnfree ticket key new --output KEY
        bnfree ticket key split TICKET --share 0.05 --key KEY --output LOCKED
@@ -184,6 +198,36 @@ def _warn(rates: BaseRates, found: Verification) -> None:
         f"which cost the most; mark {'sparser' if full else 'denser'} layers (--layers), or more --bits"
     )
     print("\n" + fields([("Warning", doubt)]))
+
+
+def run_triggers(arguments: Sequence[str]) -> int:
+    """Prints what a network answers to the triggers of a key.
+
+    Args:
+        arguments: `triggers` and its options.
+
+    Returns:
+        0 if the claim is accepted, 1 if not.
+    """
+    parser = ActionParser("bnfree ticket triggers", TRIGGERS_MANUAL, TRIGGERS_EXAMPLES)
+    parser.add_argument("source", metavar="SOURCE", help="checkpoint or run directory")
+    parser.add_argument("--key", metavar="KEY", required=True, help="the owner's key")
+    parser.add_argument("--message", metavar="TEXT", default="", help="what is claimed, as it was trained")
+    parser.add_argument("--count", type=int, default=100, help="number of trigger images, as trained (default: 100)")
+    parser.add_argument("--accept", type=float, default=1e-6, metavar="P", help="largest p-value (default: 1e-6)")
+    settings = TriggerSettings(**vars(parser.parse_args(arguments[1:])))
+    found = claim_by_triggers(settings)
+    print(fields([
+        ("network", str(settings.source)),
+        ("claim", f"message {settings.message!r}"),
+        ("triggers", f"{found.agreeing} of {found.count} have the key's class ({found.accuracy:.1%}); by chance "
+                     f"{found.count / found.num_classes:.1f}"),
+        ("p-value", f"{found.p_value:.1e} that a network without connection to this key agrees on as many"),
+    ]))  # fmt: skip
+    accepted = found.p_value < settings.accept
+    word, sign = ("Accepted", "<") if accepted else ("Not accepted", ">=")
+    print(f"\n{word}: p {sign} {settings.accept:g}")
+    return 0 if accepted else 1
 
 
 def run_key(arguments: Sequence[str]) -> int:

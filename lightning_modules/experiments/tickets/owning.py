@@ -9,12 +9,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from bnfree.errors import InputError
-from bnfree.lightning_modules.experiments.tickets.key_files import (
-    read_owner_key,
-    read_ticket_key,
-    write_owner_key,
-    write_ticket_key,
-)
 from bnfree.lightning_modules.experiments.tickets.pruned_network import (
     PrunedNetwork,
     TicketFile,
@@ -36,6 +30,12 @@ from bnfree.tickets import (
     save_ticket,
     unlock,
     verify,
+)
+from bnfree.tickets.key_files import (
+    read_owner_key,
+    read_ticket_key,
+    write_owner_key,
+    write_ticket_key,
 )
 from bnfree.tickets.keyed import key_digest
 from bnfree.tickets.signing import sign_ticket, signature_of
