@@ -150,6 +150,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     # What `bnfree compress` does to a trained network.
     "compression": {
         "merge": "bnfree.compression.merging.Merge",
+        "datafree": "bnfree.compression.data_free.DataFree",
     },
     # Switched on by an option of something else; the path leads to what computes them.
     "option": {

@@ -4,6 +4,9 @@ They can be fewer without a change of anything outside the block: neither trunk 
 what the forward pass uses: standardisation, gain, pruning mask and a batch norm are constants of a trained layer and
 are folded into its weights. Standardised again, a filter with fewer inputs would be another one; so what is put back is
 a plain convolution.
+
+A method of compression is a function from `InnerChannels` to fewer of them, or a class whose objects are such
+functions; a built-in one is a file here and a line in `bnfree.plugins.BUILT_IN`.
 """
 
 from __future__ import annotations

@@ -4,33 +4,41 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
-from bnfree.compression.merging import Merge
+from bnfree.compression.inner_channels import InnerChannels
 from bnfree.errors import InputError
 from bnfree.lightning_modules.command.parsing import ActionParser, add_output
 from bnfree.lightning_modules.deployment.compress import ALL, CompressSettings, PartCost, compress
-from bnfree.names import did_you_mean
+from bnfree.plugins import resolve
 from bnfree.text_tables import fields, short_count, table
 
 
 class Method(NamedTuple):
-    """What the manual says of a method, the method, and its options: name, type, what they are."""
+    """What the manual says of a built-in method, and its options: name, type, what they are."""
 
     manual: str
-    kind: Any
-    options: Mapping[str, tuple[Any, str, str]]
+    options: Mapping[str, tuple[type, str, str]]
 
 
 METHODS = {
     "merge": Method(
         "channels that are alike become one (iterative feature merging)",
-        Merge,
         {
             "beta": (float, "SHARE", "merge what is closer than this share of the largest squared distance; 0: only "
                      "equal channels (default: 0.1)"),
             "max_ratio": (float, "SHARE", "greatest share of a block's channels that may go (default: 1)"),
+        },
+    ),
+    "datafree": Method(
+        "the weakest channels go, weights are rounded if wanted, and the next convolution makes up for both",
+        {
+            "ratio": (float, "SHARE", "share of each block's channels that go (default: 0.5)"),
+            "alpha": (float, "NUMBER", "penalty on what is made up for, in units of the layer's mean squared filter; "
+                      "inf: plain pruning (default: 0.01)"),
+            "bits": (int, "N", "round the weights of the blocks to 2^N - 1 values a filter, N from 2 to 16; the file "
+                     "stays one of float32 (default: they are not rounded)"),
         },
     ),
 }  # fmt: skip
@@ -43,10 +51,12 @@ become plain ones: standardisation and gain are folded into their weights. Trunk
 
 methods:
 {methods}
+  PATH       a function of your own, package.module.function, see bnfree.compression.inner_channels
 
 bnfree test, predict and summary read the new file like any other, and so does --model.teacher.weights."""
 EXAMPLES = """\
-  bnfree compress RUN merge --beta=0.1 --output=small.ckpt
+  bnfree compress RUN merge --beta=0.8 --output=small.ckpt
+  bnfree compress RUN datafree --ratio=0.25 --output=small.ckpt
   bnfree test --ckpt_path=small.ckpt
   bnfree fit --config distilled --model.teacher.weights=small.ckpt"""
 
@@ -61,22 +71,18 @@ def run(arguments: Sequence[str]) -> None:
         InputError: a mistake in what the user gave.
     """
     given = _parser().parse_args(arguments[1:])
-    if given.method not in METHODS:
-        known = did_you_mean(given.method, METHODS) or f"choose from {', '.join(METHODS)}."
-        raise InputError(f"method={given.method!r} is not known; {known}")
-    method = METHODS[given.method]
-    foreign = [name for name in _set_options(given) if name not in method.options]
-    if foreign:
-        raise InputError(f"--{foreign[0]} is no option of {given.method}, which takes {_listed(method.options)}.")
-    chosen = {name: getattr(given, name) for name in method.options if getattr(given, name) is not None}
     options = {} if given.image_shape is None else {"image_shape": given.image_shape}
-    result = compress(CompressSettings(given.source, method.kind(**chosen), given.output, given.overwrite, options))
+    result = compress(CompressSettings(given.source, _method(given), given.output, given.overwrite, options))
     rows = [(name, *_cells(*parts)) for name, parts in result.parts.items() if name != ALL]
     titles = ("block", "channels", "parameters", "OPs")
     print(table(titles, rows, ("network", *_cells(*result.parts[ALL]))))
     counts = ",".join(map(str, result.inner_channels))
     shape = "x".join(map(str, result.image_shape))
-    print("\n" + fields([("OPs", f"multiply-accumulates of one image of {shape}"), ("written", str(result.path))]))
+    said = [("OPs", f"multiply-accumulates of one image of {shape}")]
+    if given.bits is not None:
+        grid = f"{2**given.bits - 1} values a filter in the blocks"
+        said.append(("weights", f"{grid}, as float32 numbers: no format of bnfree export stores them in fewer bits"))
+    print("\n" + fields([*said, ("written", str(result.path))]))
     words = ["--config", "CONFIG", f"--model.init_from={result.path}", f"--model.backbone.inner_channels=[{counts}]"]
     print(f"To train it on: bnfree fit {shlex.join(words)}")
 
@@ -86,12 +92,22 @@ def _cells(before: PartCost, after: PartCost) -> tuple[str, ...]:
     return tuple(f"{short_count(old)} -> {short_count(new)} ({new / old:.1%})" for old, new in pairs)
 
 
-def _set_options(given: argparse.Namespace) -> list[str]:
-    return [name for method in METHODS.values() for name in method.options if getattr(given, name) is not None]
+def _method(given: argparse.Namespace) -> Callable[[InnerChannels], InnerChannels]:
+    """The method with its options.
 
-
-def _listed(options: Mapping[str, Any]) -> str:
-    return ", ".join(f"--{name}" for name in options)
+    Raises:
+        InputError: no such method, an option of another one, or a value out of range.
+    """
+    found = resolve("compression", given.method, "method")
+    known = METHODS[given.method].options if given.method in METHODS else {}
+    every = [name for method in METHODS.values() for name in method.options]
+    chosen = {name: getattr(given, name) for name in every if getattr(given, name) is not None}
+    foreign = [name for name in chosen if name not in known]
+    if foreign:
+        takes = f"takes {', '.join(f'--{name}' for name in known)}" if known else "takes none"
+        raise InputError(f"{foreign[0]}={chosen[foreign[0]]} is no option of {given.method!r}, which {takes}.")
+    method: Callable[[InnerChannels], InnerChannels] = found(**chosen) if isinstance(found, type) else found
+    return method
 
 
 def _parser() -> ActionParser:
@@ -99,7 +115,7 @@ def _parser() -> ActionParser:
     usage = "bnfree compress SOURCE METHOD --output FILE [options]"
     parser = ActionParser("bnfree compress", MANUAL.format(methods=methods), EXAMPLES, usage)
     parser.add_argument("source", metavar="SOURCE", help="checkpoint or run directory")
-    parser.add_argument("method", metavar="METHOD", help=", ".join(METHODS))
+    parser.add_argument("method", metavar="METHOD", help=f"{', '.join(METHODS)}, or PATH")
     add_output(parser, "the new checkpoint")
     for name, method in METHODS.items():
         group = parser.add_argument_group(f"options of {name}")

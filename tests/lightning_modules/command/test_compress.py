@@ -2,6 +2,7 @@
 
 import csv
 import re
+from pathlib import Path
 
 import lightning.pytorch
 import pytest
@@ -83,6 +84,8 @@ def test_what_does_not_do_is_refused_in_a_sentence(source, tmp_path, capsys):
         ([source, "merge", f"--output={source}", "--overwrite"], "is the file that is read"),
         ([source, "merg", f"--output={output}"], "method='merg' is not known; did you mean 'merge'?"),
         ([source, "merge", f"--output={output}", "--beta=2"], "beta=2.0 must be at least 0 and less than 1."),
+        ([source, "merge", f"--output={output}", "--bits=2"], "bits=2 is no option of 'merge', which takes --beta"),
+        ([source, "datafree", f"--output={output}", "--ratio=1"], "ratio=1.0 must be at least 0 and less than 1."),
         ([source, "merge", f"--output={output}", "--betta=2"], "option '--betta=2' is not expected here"),
         (["quickstart", "merge", f"--output={output}"], "source='quickstart' is a config"),
         ([binary, "merge", f"--output={output}"], "shortcut around every convolution"),
@@ -92,13 +95,16 @@ def test_what_does_not_do_is_refused_in_a_sentence(source, tmp_path, capsys):
         (line,) = capsys.readouterr().err.splitlines()
         assert said in line
     assert not output.exists()
-    assert main(["compress", str(silent), "merge", "--beta=0", f"--output={output}", "--image_shape=1,8,8"]) == 0
-    assert re.search(r"body.0 +4 -> 4 \(100.0%\) .* 18.4k -> 18.4k", capsys.readouterr().out)
+    words = ["--ratio=0.25", "--bits=3", f"--output={output}", "--image_shape=1,8,8"]
+    assert main(["compress", str(silent), "datafree", *words]) == 0
+    assert re.search(r"body.0 +4 -> 3 \(75.0%\) .* 18.4k -> 13.8k", capsys.readouterr().out)
+    weights = torch.load(output, weights_only=True)["state_dict"]
+    assert all(len(row.unique()) <= 7 for row in weights["backbone.body.7.convolution2.weight"])
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_a_trained_network_is_compressed_tested_and_trained_on_and_teaches(tmp_path, capsys):
+def test_a_trained_network_is_compressed_tested_and_trained_on_and_teaches(tmp_path, capsys, monkeypatch):
     """Through the doors that a user has."""
     run, small = tmp_path / "run", tmp_path / "small.ckpt"
     train_digits(run, "--model.backbone=NFResNet18")
@@ -116,3 +122,9 @@ def test_a_trained_network_is_compressed_tested_and_trained_on_and_teaches(tmp_p
         assert any(row.get("train/loss") for row in csv.DictReader(file))
     assert main(["fit", f"--ckpt_path={small}", f"--run_dir={tmp_path / 'no'}"]) == 2
     assert "holds weights but no optimizer state to resume from" in capsys.readouterr().err
+    # And as the document has it, in Python.
+    monkeypatch.chdir(tmp_path)
+    document = (Path(__file__).parents[3] / "docs" / "compression.md").read_text()
+    (code,) = [code for code in re.findall(r"```python\n(.*?)```", document, re.DOTALL) if "DataFree(" in code]
+    exec(compile(code, "<compression.md>", "exec"), {})
+    assert "[3, 3, 6, 6, 12, 12, 24, 24]" in capsys.readouterr().out
