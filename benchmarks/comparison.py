@@ -72,8 +72,8 @@ SUBSETS = {
 # What needs another network, file or run beside it, only observes, or is asked about other images.
 NOT_COMPARED = {
     "correct_teacher", "discriminator", "forgetting_scores", "periodic_regularizer", "alpha_batch_norm",
-    "adversarial_style", "adversarial_training", "feature_attack", "zeroth_order", "ownership_triggers",
-    "attacked_accuracy", "corrupted_accuracy",
+    "adversarial_style", "adversarial_training", "feature_attack", "feature_normalization", "zeroth_order",
+    "ownership_triggers", "attacked_accuracy", "corrupted_accuracy",
 }  # fmt: skip
 TITLES = {
     "sign_estimator": "Sign estimators", "weight_transform": "Transforms of weights", "normalizer": "Normalisers",

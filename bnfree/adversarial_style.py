@@ -90,6 +90,20 @@ def restyle(x: Tensor, mean_shift: Tensor, std_shift: Tensor) -> Tensor:
     return (x - mean) * factor + mean + mean_shift[:, :, None, None]
 
 
+def with_statistics_of(x: Tensor, other: Tensor) -> Tensor:
+    """Feature maps with the mean and deviation that another one has in each channel of each image.
+
+    The normalisation of A-FAN (Chen et al., TMLR 2022, arXiv 2103.12171), where `other` is the changed `x`. Statistics
+    are constants for the gradient, as in `restyle`, and those of one image: no image sees another.
+
+    Args:
+        x: (N, C, H, W).
+        other: of the same N and C.
+    """
+    found = [(f.detach().mean((2, 3)), f.detach().std((2, 3), correction=0)) for f in (x, other)]
+    return restyle(x, found[1][0] - found[0][0], found[1][1] - found[0][1])
+
+
 class _Against(torch.autograd.Function):
     """The identity, whose gradient is multiplied by -weight."""
 

@@ -164,6 +164,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "cutmix": "bnfree.datamodules.extra_augmentation.ExtraAugmentation",
         "random_subsets": "bnfree.datamodules.randomness.subset_order",
         "group_size": "bnfree.backbones.residual.Variant",
+        "feature_normalization": "bnfree.adversarial_style.with_statistics_of",
         "local_attention": "bnfree.local_attention.LocalAttention",
         "data_diet": "bnfree.datamodules.score_subsets.choose_by_score",
     },

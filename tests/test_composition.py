@@ -14,7 +14,7 @@ from bnfree.backbones import ReActNet18
 from bnfree.errors import InputError
 from bnfree.lightning_modules import ImageClassifier
 from bnfree.lightning_modules.training.config.shipped import shipped_plugins
-from bnfree.plugins import BUILT_IN, imported, names
+from bnfree.plugins import BUILT_IN, imported, names, resolve
 from bnfree.tickets.key_files import write_owner_key
 from bnfree.tickets.keyed import new_key
 
@@ -32,6 +32,7 @@ REFUSED = {
 }
 # Ask for a network that gives logits, and for nothing more.
 FOR_ANY_NETWORK = {"attacked_accuracy", "corrupted_accuracy"}
+ADAM = partial(torch.optim.Adam, lr=1e-2)
 # Needs a compiler, and is one of the first things that its own test asks.
 ELSEWHERE = {"CompiledBackbone"}
 CALLBACKS = [name for name in bnfree.callbacks.__all__ if name not in ELSEWHERE]
@@ -81,12 +82,10 @@ def built(name):
     return getattr(bnfree.callbacks, name)(**ARGUMENTS.get(name, {})), NETWORKS.get(name, {})
 
 
-def run(callbacks, network, directory, ckpt_path=None, **options):
+def run(callbacks, network, directory, ckpt_path=None, optimizer=ADAM, **options):
     """Two epochs of two steps from four batches each, in bfloat16 autocast, with gradient clipping."""
     torch.manual_seed(0)
-    module = ImageClassifier(
-        ReActNet18(**{**SMALL, **network}), partial(torch.optim.Adam, lr=1e-2), calibration_images=4
-    )
+    module = ImageClassifier(ReActNet18(**{**SMALL, **network}), optimizer, calibration_images=4)
     keep = ModelCheckpoint(directory, filename="{epoch}", save_top_k=-1, every_n_epochs=1)
     clipping = [] if any(type(c) is bnfree.callbacks.AdaptiveGradientClipping for c in callbacks) else [clip()]
     trainer = Trainer(
@@ -157,6 +156,27 @@ def test_flips_without_latent_weights_go_on_two_processes(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     callbacks = [bnfree.callbacks.Bop(gamma=0.1), SameEverywhere()]
     run(callbacks, {"norm": "sandwich_affine"}, tmp_path, devices=2, strategy="ddp_fork")
+
+
+class DifferentImages(Callback):
+    """Each process has its own, and yet all have the same gradients."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        sums = pl_module.all_gather(batch[0].sum())
+        assert sums[0] != sums[1]
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        sums = pl_module.all_gather(torch.stack([p.grad.double().sum() for p in pl_module.parameters()]))
+        assert torch.equal(sums[0], sums[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["adamp", "sgdp"])
+@pytest.mark.filterwarnings("ignore")
+def test_projected_steps_are_the_same_in_two_processes(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    optimizer = partial(resolve("optimizer", name), lr=1e-2, weight_decay=1e-2)
+    run([DifferentImages(), SameEverywhere()], {}, tmp_path, optimizer=optimizer, devices=2, strategy="ddp_fork")
 
 
 @pytest.mark.parametrize("name", [name for name in BUILT_IN["callback"] if not name.startswith("schedule_free")])

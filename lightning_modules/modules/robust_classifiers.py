@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnfree.adversarial_style import AdversarialStyle, Kind
+from bnfree.adversarial_style import AdversarialStyle, Kind, with_statistics_of
 from bnfree.attacks import Attack, adversarial_features, pgd
 from bnfree.errors import InputError
 from bnfree.lightning_modules.modules.image_classifier import ImageClassifier
@@ -86,14 +86,16 @@ class FeatureAttackClassifier(ImageClassifier):
     The loss is half that of the clean features plus half that of the changed ones. The change is found by signed
     gradient steps through the layers behind the stage; it is a constant, so that the layers before the stage learn from
     both losses. Source: Chen et al. (TMLR 2022, arXiv 2103.12171), with K = 5 and steps of 1.5 / 255. Deviations: their
-    changed features give no gradient to the layers before; the normalisation of clean features by the statistics of
-    changed ones is left out. A step costs K + 1 more passes of the layers behind the stage.
+    changed features give no gradient to the layers before. A step costs K + 1 more passes of the layers behind the
+    stage, K + 2 with `normalize`.
 
     Args:
         backbone: a network of residual units, such as `ReActNet18`.
         stage: whose feature map is changed, from 0.
         steps: K; 0 is the ordinary training.
         step_size: of the attack.
+        normalize: the clean half of the loss is that of the clean features with mean and deviation of the changed ones,
+            channel by channel and image by image; `train/acc` stays that of the clean features as they are.
         options: what `ImageClassifier` takes.
 
     Raises:
@@ -101,13 +103,19 @@ class FeatureAttackClassifier(ImageClassifier):
     """
 
     def __init__(
-        self, backbone: nn.Module, stage: int = 2, steps: int = 5, step_size: float = 1.5 / 255, **options: Any
+        self,
+        backbone: nn.Module,
+        stage: int = 2,
+        steps: int = 5,
+        step_size: float = 1.5 / 255,
+        normalize: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(backbone, **options)
         check_stage(backbone, stage)
         if steps < 0 or not 0 <= step_size < float("inf"):
             raise InputError(f"steps={steps} and step_size={step_size} must be at least 0.")
-        self.stage, self.steps, self.step_size = stage, steps, step_size
+        self.stage, self.steps, self.step_size, self.normalize = stage, steps, step_size, normalize
         self._features: Tensor | None = None
 
     def forward(self, images: Tensor) -> Tensor:
@@ -130,6 +138,8 @@ class FeatureAttackClassifier(ImageClassifier):
             return clean
         change = adversarial_features(self._tail, features, labels, self.loss, self.steps, self.step_size)
         changed = self.loss(self._tail(features + change), labels)
+        if self.normalize:
+            clean = self.loss(self._tail(with_statistics_of(features, features + change)), labels)
         self.log("train/adversarial_loss", changed.detach(), on_step=False, on_epoch=True, batch_size=len(images))
         return 0.5 * (clean + changed)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bnfree.adversarial_style import AdversarialStyle, restyle
+from bnfree.adversarial_style import AdversarialStyle, restyle, with_statistics_of
 from bnfree.errors import InputError
 
 
@@ -23,6 +23,16 @@ def test_it_is_the_identity_in_evaluation_and_in_one_kind_of_steps():
     alone.draw("adversarial", drawn())
     torch.testing.assert_close(alone(x[:1]), x[:1])
     assert not alone.mean_strength.any()
+
+
+def test_one_has_the_statistics_of_another_and_its_own_are_the_identity():
+    x, other = torch.randn(4, 3, 5, 5), 2 * torch.rand(4, 3, 6, 4) + 1
+    found = with_statistics_of(x, other)
+    torch.testing.assert_close(found.mean((2, 3)), other.mean((2, 3)))
+    torch.testing.assert_close(found.std((2, 3), correction=0), other.std((2, 3), correction=0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(with_statistics_of(x, x), x)
+    # What an image becomes does not depend on the others.
+    torch.testing.assert_close(with_statistics_of(x[:1], other[:1]), found[:1])
 
 
 def test_statistics_are_moved_by_what_is_said():

@@ -67,10 +67,12 @@ def test_feature_attack_without_steps_is_the_ordinary_training(corners, make_tra
         torch.testing.assert_close(one, other)
 
 
-def test_the_feature_attack_is_that_of_its_definition(corners, make_trainer):
+@pytest.mark.parametrize("normalize", [False, True])
+def test_the_feature_attack_is_that_of_its_definition(corners, make_trainer, normalize):
     backbone = network()
     plain = copy.deepcopy(backbone)
-    trainer = train(FeatureAttackClassifier(backbone, stage=1, steps=3, step_size=0.05, **STEP), corners, make_trainer)
+    module = FeatureAttackClassifier(backbone, stage=1, steps=3, step_size=0.05, normalize=normalize, **STEP)
+    trainer = train(module, corners, make_trainer)
     images, labels = corners.dataset.tensors[0][:16], corners.dataset.tensors[1][:16]
     features = plain.until_stage(images, 1)
 
@@ -81,7 +83,12 @@ def test_the_feature_attack_is_that_of_its_definition(corners, make_trainer):
     change = adversarial_features(tail, features, labels, F.cross_entropy, 3, 0.05)
     changed = F.cross_entropy(tail(features + change), labels)
     assert trainer.callback_metrics["train/adversarial_loss"].item() == pytest.approx(changed.item(), rel=1e-4)
-    (0.5 * (F.cross_entropy(plain(images), labels) + changed)).backward()
+    clean = features
+    if normalize:
+        pair = (features.detach(), features.detach() + change)
+        old, new = (torch.std_mean(f, (2, 3), correction=0, keepdim=True) for f in pair)
+        clean = (features - old[1]) / old[0] * new[0] + new[1]
+    (0.5 * (F.cross_entropy(tail(clean), labels) + changed)).backward()
     for ours, theirs in zip(backbone.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs - 0.5 * theirs.grad, rtol=1e-3, atol=1e-4)
 

@@ -10,10 +10,11 @@ from small_data import write_image
 from small_disk import small_disk, unfinished
 
 from bnfree.callbacks.run_files import write_csv
-from bnfree.errors import MachineError
+from bnfree.errors import InputError, MachineError
 from bnfree.files import whole_file
 from bnfree.lightning_modules import FitSettings, fit
 from bnfree.lightning_modules.training.checkpoints import AtomicCheckpointIO
+from bnfree.lightning_modules.training.failures import explain_failure
 from bnfree.lightning_modules.training.loggers import ContinuedCSVLogger
 
 
@@ -37,6 +38,18 @@ def test_so_does_every_other_file(tmp_path):
     with pytest.raises(PermissionError), whole_file(tmp_path / "other"):
         raise PermissionError(errno.EACCES, "Permission denied")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_batch_norm_of_a_single_value_is_a_sentence():
+    """As torch says it: a last batch of one image whose feature map has one position left."""
+    norm = torch.nn.BatchNorm2d(3)
+    with pytest.raises(ValueError, match="more than 1 value") as caught:
+        norm(torch.zeros(1, 3, 1, 1))
+    said = explain_failure(caught.value, None, None)
+    assert isinstance(said, InputError)
+    assert str(said).startswith("norm='batch_norm' has no statistics of one value (Expected more than 1 value per ")
+    assert str(said).endswith("; take larger images or batches, or another norm.")
+    assert explain_failure(ValueError("Expected more"), None, None) is None
 
 
 def test_a_run_ends_with_a_sentence_and_goes_on_when_there_is_space(bnfree, project):
