@@ -69,11 +69,12 @@ SUBSETS = {
     "random_subsets": ["--config=random_subsets", "--data.epoch_fraction=0.5", *HALF],
     "data_diet": ["--config=data_diet", f"--data.scores={SCORES}", *HALF],
 }
-# What needs another network, file or run beside it, only observes, or is asked about other images.
+# What needs or makes another network, needs a file or run beside it, only observes, or is asked about other images.
 NOT_COMPARED = {
     "correct_teacher", "discriminator", "forgetting_scores", "periodic_regularizer", "alpha_batch_norm",
     "adversarial_style", "adversarial_training", "feature_attack", "feature_normalization", "zeroth_order",
     "ownership_triggers", "attacked_accuracy", "corrupted_accuracy",
+    "mask_sparsity", "layer_thresholds",
 }  # fmt: skip
 TITLES = {
     "sign_estimator": "Sign estimators", "weight_transform": "Transforms of weights", "normalizer": "Normalisers",

@@ -99,8 +99,8 @@ def clip_units_(
     if not (eps >= 0 and math.isfinite(eps)):
         raise InputError(f"eps={eps} must be a finite number of at least 0.")
     parameters = [parameters] if isinstance(parameters, Tensor) else parameters
-    # Keyed by identity: a tensor listed twice must not be scaled twice.
-    with_gradient = {id(p): p for p in parameters if p.grad is not None}
+    # Keyed by identity: a tensor listed twice must not be scaled twice. A layer that has lost all rows has no units.
+    with_gradient = {id(p): p for p in parameters if p.grad is not None and p.numel()}
     groups: dict[tuple[object, ...], list[Tensor]] = defaultdict(list)
     for parameter in with_gradient.values():
         groups[_group_key(parameter)].append(parameter)

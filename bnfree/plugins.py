@@ -131,6 +131,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "periodic_regularizer": "bnfree.callbacks.periodic_regularizer.PeriodicRegularizer",
         "alpha_batch_norm": "bnfree.callbacks.alpha_batch_norm.AlphaBatchNorm",
         "estimator_indicators": "bnfree.callbacks.estimator_indicators.EstimatorIndicators",
+        "mask_sparsity": "bnfree.callbacks.mask_sparsity.MaskSparsity",
+        "layer_thresholds": "bnfree.callbacks.layer_thresholds.LayerThresholds",
     },
     "model": {
         "adversarial_training": "bnfree.lightning_modules.modules.robust_classifiers.AdversarialClassifier",

@@ -67,9 +67,9 @@ class CollapseCheck(Callback):
                 f"raise the loss far above that of guessing; {WIDE / 2 / width:.1g} suits this width as 5e-3 suits 16."
             )
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts to follow the signs of weights."""
-        if trainer.is_global_zero and not shards_parameters(trainer):
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Starts to follow the signs of weights, once all that changes a network between two epochs is done."""
+        if batch_idx == 0 and trainer.is_global_zero and not shards_parameters(trainer):
             layers = binary_layers(backbone_of(pl_module))
             self._signs = {name: weight_signs(layer) for name, layer in layers.items() if layer.weight.requires_grad}
 
@@ -147,6 +147,9 @@ def _dead(network: nn.Module) -> Iterator[tuple[str, list[str], str]]:
         if isinstance(layer, BinaryConv2d):
             dead = (layer.effective_weight() == 0).flatten(1).all(1)
             pruned = torch.zeros_like(dead) if layer.mask is None else (layer.mask == 0).flatten(1).all(1)
+            if layer.gain is not None:
+                # Trained gains are never 0 to the last bit: such a row has been switched off.
+                pruned |= layer.gain.flatten() == 0
             if bool((dead & ~pruned).any()):
                 names.append(name)
     if names:

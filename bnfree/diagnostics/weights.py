@@ -137,9 +137,11 @@ def weight_statistics(layer: BinaryConv2d, name: str = "layer") -> WeightStatist
 
     several = survivors > 1
     finite = used.isfinite().flatten(1).all(1)
-    zero = (used == 0).flatten(1).all(1)
+    # Trained gains are never 0 to the last bit: such a row has been switched off.
+    off = gain.flatten() == 0
+    zero = (used == 0).flatten(1).all(1) & ~off
     dead = zero | (several & (std < layer.eps * torch.where(survivors < FEW_SURVIVORS, 1e-3, 10)))
-    sound = finite & ~dead
+    sound = finite & ~dead & ~off
 
     real = _without_binarization(layer).double().flatten(1)
     strength = gain.flatten().abs()
@@ -161,7 +163,7 @@ def weight_statistics(layer: BinaryConv2d, name: str = "layer") -> WeightStatist
             _worst(forward, finite),
             (~used.isfinite()).sum().double(),
             dead.sum().double(),
-            (survivors == 0).sum().double(),
+            ((survivors == 0) | off).sum().double(),
             _share(used != 0, sound.view(-1, 1, 1, 1)),
             _share(mask != 0, sound.view(-1, 1, 1, 1)),
             1 - _share(latent != 0, sound.view(-1, 1, 1, 1) & (mask != 0)),

@@ -110,7 +110,7 @@ class UnitStep(Function):
         kept_rows: Tensor | None,
         rule: UnitRule,
     ) -> tuple[Tensor, ...]:
-        """The next pre-activation, the moments of both weights (1 or 2, 5, O), and what is kept in place of `u`."""
+        """The next pre-activation, the moments of both weights (5, all rows), and what is kept in place of `u`."""
         prepared = weights.prepare(weight, gain, mask, rule.weight)
         moments, projection = [prepared.moments], None
         if rule.projection is not None:
@@ -118,7 +118,7 @@ class UnitStep(Function):
             projection = weights.prepare(projection_weight, projection_gain, projection_mask, rule.projection)
             moments.append(projection.moments)
         entry = Entry(shift_in, slope, shift_out, shift, beta)
-        results = as_output(unit_forward(u, entry, prepared, projection, rule, kept_rows)), torch.stack(moments)
+        results = as_output(unit_forward(u, entry, prepared, projection, rule, kept_rows)), torch.cat(moments, 1)
         if not runs_half_saved(rule, u):
             return results
         return (*results, to_half(u, Planes(u), entry, rule.derivative.jumps or ()))
@@ -138,6 +138,7 @@ class UnitStep(Function):
         (u, shift_in, slope, shift_out, shift, beta, weight, gain, mask,
          projection_weight, projection_gain, projection_mask, kept_rows, moments) = ctx.saved_tensors  # fmt: skip
         entry, rule = Entry(shift_in, slope, shift_out, shift, beta), ctx.rule
+        moments, projection_moments = moments[:, : len(weight)], moments[:, len(weight) :]
         needs = ctx.needs_input_grad
         with torch.no_grad():
             u = u.to(ctx.input_dtype)
@@ -146,12 +147,12 @@ class UnitStep(Function):
             of_branch = gradient if kept_rows is None else gradient.index_select(1, kept_rows)
             if runs_bf16(rule, ctx.dtype, u):
                 s, shortcut = enter(u, planes, entry, rule, rule.projection is not None, dtype=torch.bfloat16)
-                signs, scale = bare_signs(weight, gain, mask, moments[0], rule)
+                signs, scale = bare_signs(weight, gain, mask, moments, rule)
                 grad_s, grad_full = gradients_bf16(of_branch, s, signs, scale, rule.geometry, need_entry, need_filters)
             else:
                 power = small_power(weight, ctx.dtype)
                 s, shortcut = enter(u, planes, entry, rule, rule.projection is not None, power)
-                full = weights.rebuild(weight, gain, mask, moments[0], rule.weight, rule.alpha).to(ctx.dtype)
+                full = weights.rebuild(weight, gain, mask, moments, rule.weight, rule.alpha).to(ctx.dtype)
                 grad_s, grad_full = convolution_gradients(
                     of_branch.to(ctx.dtype), s.to(ctx.dtype), full, rule.geometry, need_entry, need_filters
                 )
@@ -162,20 +163,19 @@ class UnitStep(Function):
             grad_weight = grad_gain = grad_projection = grad_projection_gain = None
             if grad_full is not None:
                 grad_weight, grad_gain = weights.gradients(
-                    grad_full, weight, gain, mask, moments[0], rule.weight, rule.alpha
+                    grad_full, weight, gain, mask, moments, rule.weight, rule.alpha
                 )
             grad_shortcut: Tensor | None = None
             if rule.projection is not None:
                 assert shortcut is not None
-                full = weights.rebuild(
-                    projection_weight, projection_gain, projection_mask, moments[1], rule.projection
-                ).to(ctx.dtype)
+                of_projection = projection_weight, projection_gain, projection_mask
+                full = weights.rebuild(*of_projection, projection_moments, rule.projection).to(ctx.dtype)
                 grad_shortcut, grad_full = convolution_gradients(
                     gradient.to(ctx.dtype), shortcut.to(ctx.dtype), full, POINTWISE, need_entry, needs[9] or needs[10]
                 )
                 if grad_full is not None:
                     grad_projection, grad_projection_gain = weights.gradients(
-                        grad_full, projection_weight, projection_gain, projection_mask, moments[1], rule.projection
+                        grad_full, *of_projection, projection_moments, rule.projection
                     )
             elif rule.residual:
                 grad_shortcut = gradient

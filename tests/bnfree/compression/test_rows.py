@@ -26,7 +26,8 @@ def with_zero_gains(cls=ReActNet18, masks=False, **options):
     for parameter in network.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
     for index, layer in enumerate(row_layers(network).values()):
-        gone = torch.randperm(layer.out_channels)[: [0, 1, layer.out_channels // 2, layer.out_channels][index % 4]]
+        counts = 1, layer.out_channels // 2, layer.out_channels, 0
+        gone = torch.randperm(layer.out_channels)[: counts[index % 4]]
         layer.gain.data[gone] = 0
         if masks and index % 3:
             layer.set_mask(torch.rand_like(layer.weight) < 0.4)
@@ -44,7 +45,7 @@ def shrunk(network):
 def test_outputs_and_gradients_are_those_of_gains_of_0(cls, masks, lean):
     whole = with_zero_gains(cls, masks, lean=lean).double()
     smaller, images = shrunk(whole), torch.randn(IMAGES, dtype=torch.float64)
-    assert len(row_layers(smaller)["body.0.3.convolution" if cls is ReActNet18 else "body.1.1.convolution"].weight) == 0
+    assert len(row_layers(smaller)["body.0.2.convolution" if cls is ReActNet18 else "body.1.0.convolution"].weight) == 0
     outputs = [network(images) for network in (whole, smaller)]
     for output in outputs:
         output.square().sum().backward()
@@ -99,7 +100,7 @@ def test_the_state_dict_says_which_rows_there_are():
     assert count_rows(fresh) == (240, 240)
     assert torch.equal(fresh(images), whole.eval()(images))
     broken = smaller.state_dict()
-    broken["body.0.1.convolution.kept_rows"] = torch.tensor([2, 1, 9])
+    broken["body.0.0.convolution.kept_rows"] = torch.tensor([2, 1, 9])
     with pytest.raises(RuntimeError, match="kept_rows"):
         fresh.load_state_dict(broken)
 
@@ -142,7 +143,7 @@ def test_training_goes_on_as_if_the_rows_had_been_frozen_at_0(optimizer):
             stepped.zero_grad()
             F.cross_entropy(network(images), torch.tensor([0, 1, 2])).backward()
             stepped.step()
-            if network.body[0][1].convolution.kept_rows is None:
+            if network.body[0][0].convolution.kept_rows is None:
                 for name, rows in gone.items():
                     network.get_submodule(name).gain.data[rows] = 0
     layers = row_layers(networks[1])
