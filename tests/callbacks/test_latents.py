@@ -299,7 +299,7 @@ def test_as_many_signs_flip_as_are_wanted(lr, classifier, make_trainer, make_loa
         record = Record(all_signs)
         module = classifier(small(), lambda m: Wandering(m.parameters(), lr=lr))
         module.training_step = lambda batch, batch_idx: layer_in(module.backbone).gain.sum()  # noqa: B023
-        fit(module, make_trainer, make_loader, *callbacks, record, max_epochs=40)
+        fit(module, make_trainer, make_loader, *callbacks, record, max_epochs=28)
         shares = flips_of(record.found)
         found[name] = sum(shares[-20:]) / 20
     assert found["steered"] == pytest.approx(0.03, rel=0.15)
