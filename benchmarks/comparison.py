@@ -74,7 +74,7 @@ NOT_COMPARED = {
     "correct_teacher", "discriminator", "forgetting_scores", "periodic_regularizer", "alpha_batch_norm",
     "adversarial_style", "adversarial_training", "feature_attack", "feature_normalization", "zeroth_order",
     "ownership_triggers", "attacked_accuracy", "corrupted_accuracy",
-    "mask_sparsity", "layer_thresholds",
+    "channel_gating", "mask_sparsity", "layer_thresholds",
 }  # fmt: skip
 TITLES = {
     "sign_estimator": "Sign estimators", "weight_transform": "Transforms of weights", "normalizer": "Normalisers",

@@ -137,6 +137,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "model": {
         "adversarial_training": "bnfree.lightning_modules.modules.robust_classifiers.AdversarialClassifier",
         "feature_attack": "bnfree.lightning_modules.modules.robust_classifiers.FeatureAttackClassifier",
+        "channel_gating": "bnfree.lightning_modules.modules.gated_classifier.GatedClassifier",
         "adversarial_style": "bnfree.lightning_modules.modules.robust_classifiers.StyleClassifier",
         "zeroth_order": "bnfree.lightning_modules.modules.zeroth_order_classifier.ZerothOrderClassifier",
     },

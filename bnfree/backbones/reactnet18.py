@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from bnfree.activations import Slopes
+from bnfree.backbones.gated_unit import GatedUnit
 from bnfree.backbones.residual import (
     BlockNames,
     ReActNet,
@@ -71,6 +72,8 @@ class ReActNet18(ReActNet):
             weights shrink in proportion (E2GC, Nguyen et al.); null: all, no groups. Weights of another group size do
             not load.
         attention: local attention behind each stage (`bnfree.local_attention`), 1 everywhere at the start.
+        gating: channels of the convolutions are on or off image by image (`bnfree.backbones.gated_unit`), all on at the
+            start; trained by `GatedClassifier`.
 
     Raises:
         InputError: an argument out of range or an unknown choice.
@@ -104,6 +107,7 @@ class ReActNet18(ReActNet):
         slopes: Slopes = "learned",
         group_size: int | None = None,
         attention: bool = False,
+        gating: bool = False,
     ) -> None:
         check_sizes(num_classes=num_classes, in_channels=in_channels, width=width)
         check_stem(stem)
@@ -144,7 +148,8 @@ class ReActNet18(ReActNet):
                 transition = stage > 0 and block == 0
                 out_channels = width * 2**stage
                 stride = 2 if transition else 1
-                unit = ResidualUnit(channels, out_channels, 3, stride, transition, next(remaining), variant)
+                kind = GatedUnit if gating else ResidualUnit
+                unit = kind(channels, out_channels, 3, stride, transition, next(remaining), variant)
                 units.append(unit)
                 channels = out_channels
             stages.append(nn.Sequential(*units))

@@ -61,6 +61,7 @@ def load_initial_weights(
         ours = {key: value for key, value in current.items() if key.startswith(head)}
         weights = {key: value for key, value in weights.items() if key not in theirs} | ours
         origin = replace(origin, new_head=_new_head(theirs, ours))
+    weights = {**_fresh_parts(backbone, weights), **weights}
     optional = {key for key in set(weights) - set(current) if key.endswith(OPTIONAL)}
     missing, unexpected = sorted(set(current) - set(weights)), sorted(set(weights) - set(current) - optional)
     reshaped = reshaped_names(current, weights)
@@ -73,6 +74,16 @@ def load_initial_weights(
             )
     backbone.load_state_dict(weights, strict=True)
     return origin
+
+
+def _fresh_parts(backbone: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What modules that work without weights from a file, such as gates, have themselves where the file knows none."""
+    found: dict[str, Tensor] = {}
+    for name, module in backbone.named_modules():
+        if getattr(module, "fresh_without_weights", False):
+            own = {f"{name}.{key}": value for key, value in module.state_dict().items()}
+            found |= {} if own.keys() & weights.keys() else own
+    return found
 
 
 def find_packed(path: Path) -> Path | None:
