@@ -91,7 +91,8 @@ def working_directory(tmp_path_factory):
         rewind(network, start, prune(network, density=0.5, score="standardized", scope="global"))
         ticket = Ticket.of(network, rewind=start, score="standardized", scope="global", density=0.5)
         save_ticket(ticket, place / "ticket.pt")
-        (place / "signed.pt").write_bytes((place / "run" / "checkpoints" / "last.ckpt").read_bytes())
+        for name in ("signed.pt", "small.ckpt"):
+            (place / name).write_bytes((place / "run" / "checkpoints" / "last.ckpt").read_bytes())
         (callback,) = [code for code in blocks(DOCUMENTS[0], "python") if code.startswith("# my_callbacks.py")]
         (place / "my_callbacks.py").write_text(callback)
     return place

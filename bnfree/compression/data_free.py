@@ -6,8 +6,9 @@ is nearly linear, and the mix goes into the next convolution: W'[:, i] = W[:, i]
 
 Deviations. The error of the mix is the expected squared one of the pre-activations for inputs as a scaled ReLU of this
 network gives them, independent, of variance 1 and mean m: |filter|^2 + (m * sum(filter) + shift)^2; nothing of a batch
-norm is needed, since statistics follow from the weights. Its second penalty weight, which holds the bias down, is not
-needed either. The mix is the exact minimum with s >= 0, not one whose negative numbers are dropped.
+norm is needed, since statistics follow from the weights. Of the paper's two penalty weights (0.01 and 0.008) there is
+one, in units of the layer, and larger, since that erred less where it was tried (`docs/compression.md`). The mix is the
+exact minimum with s >= 0, not one whose negative numbers are dropped.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class DataFree:
 
     ratio: float = 0.5
     """Share of each block's channels that go; one stays at least."""
-    alpha: float = 0.01
+    alpha: float = 1.0
     """Penalty on the mix, in units of the layer's mean squared row; infinite: nothing is made up for."""
     bits: int | None = None
     """Weights are multiples of max|w| / (2^(bits - 1) - 1) of their filter, still stored as floating-point numbers;

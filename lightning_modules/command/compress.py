@@ -36,7 +36,7 @@ METHODS = {
         {
             "ratio": (float, "SHARE", "share of each block's channels that go (default: 0.5)"),
             "alpha": (float, "NUMBER", "penalty on what is made up for, in units of the layer's mean squared filter; "
-                      "inf: plain pruning (default: 0.01)"),
+                      "inf: plain pruning (default: 1)"),
             "bits": (int, "N", "round the weights of the blocks to 2^N - 1 values a filter, N from 2 to 16; the file "
                      "stays one of float32 (default: they are not rounded)"),
         },
@@ -55,7 +55,7 @@ methods:
 
 bnfree test, predict and summary read the new file like any other, and so does --model.teacher.weights."""
 EXAMPLES = """\
-  bnfree compress RUN merge --beta=0.8 --output=small.ckpt
+  bnfree compress RUN merge --beta=0.9 --max_ratio=0.25 --output=small.ckpt
   bnfree compress RUN datafree --ratio=0.25 --output=small.ckpt
   bnfree test --ckpt_path=small.ckpt
   bnfree fit --config distilled --model.teacher.weights=small.ckpt"""
