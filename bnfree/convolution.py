@@ -323,20 +323,32 @@ class BinaryConv2d(nn.Module):
         return "effective_weight" in self.__dict__ or type(self).effective_weight is not BinaryConv2d.effective_weight
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        kept_rows = state_dict.get(prefix + "kept_rows")
-        if prefix + "weight" in state_dict and not (kept_rows is None and self.kept_rows is None):
-            self._fit_rows(kept_rows, state_dict[prefix + "weight"])
+        kept_rows, weight = state_dict.get(prefix + "kept_rows"), state_dict.get(prefix + "weight")
+        if kept_rows is not None and not self._has_rows(kept_rows, weight):
+            messages: list[str] = args[-1]
+            messages.append(
+                f"{prefix}kept_rows must be int64 output channels from 0 to {self.out_channels - 1} in ascending "
+                f"order, one for each filter of {prefix}weight."
+            )
+            return
+        if weight is not None and not (kept_rows is None and self.kept_rows is None):
+            self._fit_rows(kept_rows, weight)
         mask = state_dict.get(prefix + "mask")
         if mask is not None and self.mask is None and mask.shape == self.weight.shape:
             self.set_mask(mask)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def _has_rows(self, kept_rows: Any, weight: Any) -> bool:
+        """Whether a state dict's rows are output channels, and as many as its filters."""
+        found = isinstance(kept_rows, Tensor) and isinstance(weight, Tensor) and weight.dim() > 0
+        return found and self.groups == 1 and self._are_rows(kept_rows) and len(kept_rows) == len(weight)
+
     @torch.no_grad()
     def _fit_rows(self, kept_rows: Tensor | None, weight: Tensor) -> None:
         """Gives the layer room for the rows of a state dict, which are loaded next."""
         count = self.out_channels if kept_rows is None else len(kept_rows)
-        # Of a file that contradicts itself PyTorch says so, in its own words.
-        if len(weight) != count or (kept_rows is not None and not self._are_rows(kept_rows)):
+        # Of a file with too few filters and no rows PyTorch says so, in its own words.
+        if weight.dim() == 0 or len(weight) != count:
             return
         for parameter in (self.weight, self.gain):
             if parameter is not None and len(parameter) != count:

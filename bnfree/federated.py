@@ -75,6 +75,10 @@ def average_states(states: Sequence[State], weights: Sequence[float]) -> dict[st
         raise InputError(f"weights={list(weights)} must be as many as the states, at least 0, and not all of them 0.")
     if any(state.keys() != states[0].keys() for state in states):
         raise InputError("states are of different networks; average those of one network.")
+    for name, first in states[0].items():
+        different = name.endswith("kept_rows") and any(not torch.equal(state[name], first) for state in states)
+        if different or any(state[name].shape != first.shape for state in states):
+            raise InputError(f"states hold different {name!r}; average those of one network, with the same rows left.")
     total = sum(weights)
     averaged = {}
     for name, first in states[0].items():

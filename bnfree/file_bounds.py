@@ -99,12 +99,23 @@ def bounded_network(path: str | os.PathLike[str] | None, given: str) -> Iterator
         weights += value.numel() if isinstance(value, Tensor) else 0
         tensors += 1
         if weights > most or tensors > MOST_TENSORS:
-            raise InputError(f"{given} describes a network of more than {most} weights, far more than the file has.")
+            raise larger
 
+    larger = InputError(f"{given} describes a network of more than {most} weights, far more than the file has.")
     with ExitStack() as hooks:
         for register in (
             modules.register_module_parameter_registration_hook,
             modules.register_module_buffer_registration_hook,
         ):
             hooks.callback(register(count).remove)
-        yield
+        try:
+            yield
+        except MemoryError:
+            raise larger from None
+        except RuntimeError as error:
+            # PyTorch has no class of its own for a weight that is larger than the machine, or than a number can say.
+            if any(
+                words in str(error) for words in ("allocate memory", "enough memory", "size calculation overflowed")
+            ):
+                raise larger from None
+            raise

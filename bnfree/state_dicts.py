@@ -74,10 +74,40 @@ def reshaped_names(current: Mapping[str, Tensor], weights: Mapping[str, Tensor])
         weights: what is to be loaded.
     """
     found = []
-    for name in sorted(set(current) & set(weights)):
+    # What a module says of itself beside its tensors has no shape.
+    tensors = {name for name, value in current.items() if isinstance(value, Tensor)}
+    for name in sorted(tensors & set(weights)):
         rows = f"{name.rpartition('.')[0]}.kept_rows"
         first = 1 if rows in current or rows in weights else 0
         if current[name].shape[first:] != weights[name].shape[first:]:
+            found.append(name)
+    return found
+
+
+def contradicting_rows(current: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
+    """Names of `kept_rows` that are no ascending output channels, one for each row that their layers have.
+
+    Args:
+        current: of the network.
+        weights: what is to be loaded, tensors alone.
+    """
+    found = []
+    for name in sorted(name for name in weights if name.rpartition(".")[2] == "kept_rows"):
+        head, rows = name.removesuffix("kept_rows"), weights[name]
+        layer = current.get(f"{head}weight")
+        of_rows = [weights[head + part] for part in ("weight", "gain", "mask") if head + part in weights]
+        sound = (
+            layer is not None
+            and layer.dim() > 0
+            and f"{head}weight" in weights
+            and rows.dtype == torch.int64
+            and rows.dim() == 1
+            and bool((rows >= 0).all() and (rows.diff() > 0).all())
+            and all(tensor.dim() > 0 and len(tensor) == len(rows) for tensor in of_rows)
+            # A network that has lost rows itself does not say here how many there were.
+            and (name in current or bool((rows < len(layer)).all()))
+        )
+        if not sound:
             found.append(name)
     return found
 

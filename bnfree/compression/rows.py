@@ -80,7 +80,7 @@ def remove_rows(network: nn.Module, rows: Rows, optimizers: Iterable[Optimizer] 
         >>> network.body[0][0].convolution.weight.shape
         torch.Size([6, 8, 3, 3])
     """
-    layers = row_layers(network)
+    layers, optimizers = row_layers(network), list(optimizers)
     kept = {}
     for name, gone in rows.items():
         if name not in layers:

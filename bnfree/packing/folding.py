@@ -159,11 +159,8 @@ def _fold_unit(name: str, unit: ResidualUnit, precision: RealPrecision) -> Packe
 def _fold_binary(layer: BinaryConv2d, factor: Tensor) -> TernaryWeight:
     """Signs and scales of factor * effective weight, `factor` float64 (O,)."""
     weight, mask = _effective_weight(layer), layer.mask
-    if layer.kept_rows is not None:
-        # A row that is gone is one of scale 0.
-        kept, shape = layer.kept_rows.cpu(), (layer.out_channels, *weight.shape[1:])
-        weight = weight.new_zeros(shape).index_copy(0, kept, weight)
-        mask = None if mask is None else mask.new_ones(shape, device="cpu").index_copy(0, kept, mask.cpu())
+    if mask is not None and layer.kept_rows is not None:
+        mask = mask.new_ones(weight.shape, device="cpu").index_copy(0, layer.kept_rows.cpu(), mask.cpu())
     # Every survivor of a filter has the same magnitude, exactly.
     scale = weight.flatten(1).abs().amax(1).double() * factor
     values = torch.where(weight >= 0, 1, -1).to(torch.int8)
@@ -179,7 +176,11 @@ def _fold_classifier(classifier: nn.Module, precision: RealPrecision) -> PackedC
 
 
 def _effective_weight(layer: BinaryConv2d) -> Tensor:
-    return layer.effective_weight().detach().cpu()
+    """Of all output channels: a row that is gone is one of zeros."""
+    weight = layer.effective_weight().detach().cpu()
+    if layer.kept_rows is None:
+        return weight
+    return weight.new_zeros(layer.out_channels, *weight.shape[1:]).index_copy(0, layer.kept_rows.cpu(), weight)
 
 
 def _check_finite(tensors: Iterable[tuple[str, Tensor]]) -> None:

@@ -81,8 +81,8 @@ def compress(settings: CompressSettings) -> CompressResult:
         settings: what is compressed, how, and where the result goes.
 
     Raises:
-        InputError: a network without such channels, a file that cannot be read or written, or an unknown shape of
-            images.
+        InputError: a network without such channels, a file that cannot be read or written, an unknown shape of
+            images, or a method of your own that gives something else.
 
     Example:
         >>> from bnfree.compression.merging import Merge
@@ -106,7 +106,7 @@ def compress(settings: CompressSettings) -> CompressResult:
         raise InputError(f"source={str(settings.source)!r} is a ticket; give a checkpoint of a run that began with it.")
     load_weights(network, prefix, config.ckpt_path, weights_only)
     channels = read_inner_channels(network)
-    fewer = {name: settings.method(found) for name, found in channels.items()}
+    fewer = {name: _checked(settings.method(found), found, name) for name, found in channels.items()}
     small = with_inner_channels(network, fewer)
     shape = image_shape(config, network)
     before, after = _costs(network, channels, shape), _costs(small, fewer, shape)
@@ -115,6 +115,28 @@ def compress(settings: CompressSettings) -> CompressResult:
     state |= {f"{prefix}{name}": tensor for name, tensor in small.state_dict().items()}
     AtomicCheckpointIO().save_checkpoint(_checkpoint(content, state, result.inner_channels, settings), output)
     return result
+
+
+def _checked(found: object, before: InnerChannels, name: str) -> InnerChannels:
+    """What a method has given for a block, if it is channels that fit into it.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if isinstance(found, InnerChannels):
+        count = len(found.shift) if found.shift.dim() else 0
+        shapes = (
+            (count, *before.incoming.shape[1:]),
+            (count,),
+            (len(before.outgoing), count, *before.outgoing.shape[2:]),
+        )
+        if count and (found.incoming.shape, found.shift.shape, found.outgoing.shape) == shapes:
+            return found
+    raise InputError(
+        f"method gives for {name!r} no InnerChannels of at least one channel that fit into the block, of shapes "
+        f"such as {tuple(before.incoming.shape)}, {tuple(before.shift.shape)} and "
+        f"{tuple(before.outgoing.shape)}; see bnfree.compression.inner_channels."
+    )
 
 
 def _check_place(settings: CompressSettings) -> Path:

@@ -18,7 +18,14 @@ from bnfree.packing.file_format import read as read_packed
 from bnfree.packing.hub import is_hub, pull
 from bnfree.packing.trainable import trainable_state_dict
 from bnfree.reference import is_public_checkpoint, load_checkpoint
-from bnfree.state_dicts import OPTIONAL, read_checkpoint_file, read_state_dict, reshaped_names, uncompiled
+from bnfree.state_dicts import (
+    OPTIONAL,
+    contradicting_rows,
+    read_checkpoint_file,
+    read_state_dict,
+    reshaped_names,
+    uncompiled,
+)
 from bnfree.tickets import is_ticket, read_ticket
 
 
@@ -72,6 +79,11 @@ def load_initial_weights(
                 f"{given} does not fit {type(backbone).__name__}: it {problem} {keys[0]!r}{more}; "
                 f"give a checkpoint of the same architecture, normalisation, width{_also_the_same(keys, replace_head)}."
             )
+    if rows := contradicting_rows(current, weights):
+        raise InputError(
+            f"{given} holds {rows[0]!r}, which are not ascending output channels, one for each row of the layer; give "
+            "a checkpoint that bnfree has written."
+        )
     backbone.load_state_dict(weights, strict=True)
     return origin
 

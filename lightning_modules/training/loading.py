@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from bnfree.errors import InputError
 from bnfree.lightning_modules.training.checkpoints import remembered_config
 from bnfree.lightning_modules.training.messages import say
-from bnfree.state_dicts import OPTIONAL, backbone_of, reshaped_names
+from bnfree.state_dicts import OPTIONAL, backbone_of, contradicting_rows, reshaped_names
 from bnfree.tickets import is_ticket, read_ticket
 
 
@@ -82,6 +82,11 @@ def check_weights(
     Raises:
         InputError: they differ.
     """
+    for key, value in weights.items():
+        if not isinstance(value, torch.Tensor) and (
+            key.endswith(OPTIONAL) or isinstance(current.get(key), torch.Tensor)
+        ):
+            raise InputError(f"ckpt_path={path!r} holds {key!r} that is not a tensor; give a checkpoint of this model.")
     # A pruned network's masks load into a freshly built one, and so do the rows that a shrunk one is left with.
     missing = sorted(key for key in set(current) - set(weights) if not key.endswith(OPTIONAL))
     unexpected = sorted(key for key in set(weights) - set(current) if not key.endswith(OPTIONAL))
@@ -91,6 +96,11 @@ def check_weights(
     if reshaped:
         shapes = f"{tuple(weights[reshaped[0]].shape)} in place of {tuple(current[reshaped[0]].shape)}"
         problems.append(f"has {_some(reshaped)} with shape {shapes}")
+    if not problems and (rows := contradicting_rows(current, weights)):
+        raise InputError(
+            f"ckpt_path={path!r} holds {_some(rows)} that are not ascending output channels, one for each row of the "
+            "layer; give a checkpoint that bnfree has written."
+        )
     if problems:
         raise InputError(
             f"ckpt_path={path!r}, written by {_written_by(checkpoint)}, does not fit {name}: it "

@@ -9,6 +9,7 @@ from torch.optim import SGD
 
 from bnfree.backbones import ReActNet18
 from bnfree.clipping import adaptive_clip_grad_
+from bnfree.compression import remove_rows
 from bnfree.errors import InputError
 from bnfree.federated import (
     average_states,
@@ -49,6 +50,14 @@ def test_averages_have_their_weights_and_equal_networks_stay():
         torch.testing.assert_close(value, one[name] + 0.75)
     with pytest.raises(InputError, match="weights="):
         average_states([one], [0])
+    # Equally many rows are left, but others.
+    shrunk = []
+    for row in (0, 1):
+        smaller = network()
+        remove_rows(smaller, {"body.0.0.convolution": [row]})
+        shrunk.append(smaller.state_dict())
+    with pytest.raises(InputError, match="states hold different 'body.0.0.convolution.kept_rows'"):
+        average_states(shrunk, [1, 1])
 
 
 def test_one_step_of_equal_clients_is_a_step_on_all_their_images():

@@ -50,6 +50,9 @@ def test_a_network_much_larger_than_its_file_is_not_built(tmp_path, monkeypatch)
         nn.Linear(200, 100)
     with pytest.raises(InputError, match="describes"), bounded_network(file, "f"):
         nn.ModuleList(nn.Linear(1, 1) for _ in range(30))
+    for much in (10**8, 10**12):
+        with pytest.raises(InputError, match="describes"), bounded_network(file, "f"):
+            nn.Linear(much, much)
     # Without a file, and outside, nothing is counted.
     with bounded_network(None, "f"):
         nn.Linear(200, 100)

@@ -14,6 +14,8 @@ from bnfree.convolution import BinaryConv2d
 from bnfree.costs import count_ops
 from bnfree.diagnostics import weight_statistics
 from bnfree.errors import InputError
+from bnfree.lightning_modules.modules.initial_weights import load_initial_weights
+from bnfree.lightning_modules.training.loading import check_weights
 from bnfree.packing import load, pack
 
 IMAGES = (3, 3, 16, 16)
@@ -99,10 +101,39 @@ def test_the_state_dict_says_which_rows_there_are():
     fresh.load_state_dict(whole.state_dict())
     assert count_rows(fresh) == (240, 240)
     assert torch.equal(fresh(images), whole.eval()(images))
-    broken = smaller.state_dict()
-    broken["body.0.0.convolution.kept_rows"] = torch.tensor([2, 1, 9])
-    with pytest.raises(RuntimeError, match="kept_rows"):
-        fresh.load_state_dict(broken)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        torch.tensor([3, 2, 0]),
+        torch.tensor([0, 2, 2]),
+        torch.tensor([-1, 2, 3]),
+        torch.tensor([0, 2, 9]),
+        torch.tensor([0, 2]),
+        torch.tensor([0.0, 2, 3]),
+        torch.tensor([[0, 2, 3]]),
+        torch.tensor(3),
+        [0, 2, 3],
+    ],
+    ids=str,
+)
+def test_rows_of_a_file_that_contradict_it_are_one_sentence_and_nothing_is_loaded(rows, tmp_path):
+    state = dict(shrunk(with_zero_gains()).state_dict())
+    state["body.0.0.convolution.kept_rows"] = rows
+    fresh = ReActNet18(num_classes=10, width=4)
+    before = {name: value.clone() for name, value in fresh.state_dict().items()}
+    torch.save(state, tmp_path / "network.pt")
+    with pytest.raises(InputError, match=r"holds .*'body.0.0.convolution.kept_rows'"):
+        load_initial_weights(fresh, tmp_path / "network.pt")
+    with pytest.raises(InputError, match="holds 'body.0.0.convolution.kept_rows'"):
+        check_weights(fresh.state_dict(), state, "ReActNet18", {}, "network.pt")
+    assert fresh.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in fresh.state_dict().items())
+    with pytest.raises(RuntimeError, match="kept_rows must be int64 output channels from 0 to 3") as error:
+        fresh.load_state_dict(state)
+    assert len(str(error.value).splitlines()) == 2
+    assert fresh.body[0][0].convolution.kept_rows is None
 
 
 def test_operations_parameters_and_bits_by_hand():
@@ -128,6 +159,26 @@ def test_a_packed_file_computes_the_same(tmp_path):
     assert torch.equal(pack(smaller, engine="torch")(images), expected)
     pack(smaller, engine="torch").save(tmp_path / "network.safetensors")
     assert torch.equal(load(tmp_path / "network.safetensors", engine="torch")(images), expected)
+
+
+def test_a_packed_file_has_all_channels_of_stem_and_shortcuts(tmp_path):
+    network = with_zero_gains().eval()
+    projections = [unit.projection for unit in network.modules() if getattr(unit, "projection", None) is not None]
+    for layer in (network.stem.convolution, *projections):
+        layer.keep_rows(torch.arange(1, layer.out_channels))
+    images = torch.randn(IMAGES)
+    with torch.no_grad():
+        torch.testing.assert_close(pack(network, engine="torch")(images), network(images), rtol=1e-3, atol=1e-2)
+
+
+def test_every_layer_of_every_optimizer_loses_its_rows():
+    network = with_zero_gains()
+    optimizer = SGD(network.parameters(), lr=0.1, momentum=0.9)
+    network(torch.randn(IMAGES)).sum().backward()
+    optimizer.step()
+    remove_rows(network, zero_rows(network), (each for each in [optimizer]))
+    for parameter in network.parameters():
+        assert optimizer.state[parameter]["momentum_buffer"].shape == parameter.shape
 
 
 @pytest.mark.parametrize("optimizer", [lambda p: SGD(p, lr=0.1, momentum=0.9), lambda p: Adam(p, lr=0.01, fused=True)])

@@ -89,6 +89,7 @@ def test_what_does_not_do_is_refused_in_a_sentence(source, tmp_path, capsys):
         ([source, "merge", f"--output={output}", "--betta=2"], "option '--betta=2' is not expected here"),
         (["quickstart", "merge", f"--output={output}"], "source='quickstart' is a config"),
         ([binary, "merge", f"--output={output}"], "shortcut around every convolution"),
+        ([source, "builtins.repr", f"--output={output}"], "method gives for 'body.0' no InnerChannels"),
         ([silent, "merge", f"--output={output}"], "add --image_shape=C,H,W"),
     ):
         assert main(["compress", *map(str, words)]) == 2
