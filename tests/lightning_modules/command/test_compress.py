@@ -71,15 +71,18 @@ def test_the_smaller_network_is_printed_and_read_from_its_file(source, tmp_path,
     assert torch.equal(teacher(images), network.eval()(images))
 
 
-def test_what_does_not_do_is_refused_in_a_sentence(source, tmp_path, capsys):
-    output = tmp_path / "out.ckpt"
-    binary, silent = tmp_path / "binary.ckpt", tmp_path / "silent.ckpt"
-    write_checkpoint(binary, ReActNet18(**SIZES))
-    write_checkpoint(silent, NFResNet18(**SIZES), data=False)
-    run = tmp_path / "run"
+def check_refusals(words_and_sentences, capsys):
+    for words, said in words_and_sentences:
+        assert main(["compress", *map(str, words)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert said in line
+
+
+def test_options_that_do_not_do_are_refused_in_a_sentence(source, tmp_path, capsys):
+    output, run = tmp_path / "out.ckpt", tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     (run / "config.yaml").write_text("{}")
-    for words, said in (
+    refusals = (
         ([source, "merge", f"--output={run / 'checkpoints' / 'small.ckpt'}"], "lies in the run directory"),
         ([source, "merge", f"--output={source}", "--overwrite"], "is the file that is read"),
         ([source, "merg", f"--output={output}"], "method='merg' is not known; did you mean 'merge'?"),
@@ -87,14 +90,24 @@ def test_what_does_not_do_is_refused_in_a_sentence(source, tmp_path, capsys):
         ([source, "merge", f"--output={output}", "--bits=2"], "bits=2 is no option of 'merge', which takes --beta"),
         ([source, "datafree", f"--output={output}", "--ratio=1"], "ratio=1.0 must be at least 0 and less than 1."),
         ([source, "merge", f"--output={output}", "--betta=2"], "option '--betta=2' is not expected here"),
+    )
+    check_refusals(refusals, capsys)
+    assert not output.exists()
+
+
+@pytest.mark.slow
+def test_networks_that_do_not_do_are_refused_in_a_sentence_and_others_need_no_data(tmp_path, capsys):
+    output = tmp_path / "out.ckpt"
+    binary, silent = tmp_path / "binary.ckpt", tmp_path / "silent.ckpt"
+    write_checkpoint(binary, ReActNet18(**SIZES))
+    write_checkpoint(silent, NFResNet18(**SIZES), data=False)
+    refusals = (
         (["quickstart", "merge", f"--output={output}"], "source='quickstart' is a config"),
         ([binary, "merge", f"--output={output}"], "shortcut around every convolution"),
         ([source, "builtins.repr", f"--output={output}"], "method gives for 'body.0' no InnerChannels"),
         ([silent, "merge", f"--output={output}"], "add --image_shape=C,H,W"),
-    ):
-        assert main(["compress", *map(str, words)]) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert said in line
+    )
+    check_refusals(refusals, capsys)
     assert not output.exists()
     words = ["--ratio=0.25", "--bits=3", f"--output={output}", "--image_shape=1,8,8"]
     assert main(["compress", str(silent), "datafree", *words]) == 0
