@@ -96,7 +96,7 @@ def test_options_that_do_not_do_are_refused_in_a_sentence(source, tmp_path, caps
 
 
 @pytest.mark.slow
-def test_networks_that_do_not_do_are_refused_in_a_sentence_and_others_need_no_data(tmp_path, capsys):
+def test_networks_that_do_not_do_are_refused_in_a_sentence_and_others_need_no_data(source, tmp_path, capsys):
     output = tmp_path / "out.ckpt"
     binary, silent = tmp_path / "binary.ckpt", tmp_path / "silent.ckpt"
     write_checkpoint(binary, ReActNet18(**SIZES))
