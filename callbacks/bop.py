@@ -100,7 +100,7 @@ class Bop(Callback):
 def to_signs(layer: BinaryConv2d) -> None:
     """Gives the latent weights of a layer one magnitude, and the signs that the layer uses."""
     centred = layer.weight - layer.weight.mean((1, 2, 3), keepdim=True) if layer.standardize else layer.weight
-    size = layer.weight[0].numel() ** -0.5
+    size = layer.weight.shape[1:].numel() ** -0.5
     layer.weight.copy_(torch.where(centred >= 0, size, -size))
 
 

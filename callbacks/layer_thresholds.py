@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from bnfree.callbacks.row_cutting import cut_rows, layers_to_cut
+from bnfree.callbacks.row_cutting import cut_rows, layers_to_cut, say_nothing_was_cut
 from bnfree.compression.layer_thresholds import LayerThresholds as Thresholds
 from bnfree.compression.layer_thresholds import annealed
 from bnfree.convolution import BinaryConv2d
@@ -164,6 +164,11 @@ class LayerThresholds(Callback):
         if self._thresholds is not None:
             share = self._thresholds.operations()
             pl_module.log("layer_thresholds/operations", share, on_step=False, on_epoch=True, sync_dist=True)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Says so where the end came before the cut."""
+        if self._layers and not self._cut:
+            say_nothing_was_cut(trainer, self._cut_at(trainer), "LayerThresholds")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Lets go of the network."""

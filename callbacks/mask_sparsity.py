@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from bnfree.callbacks.row_cutting import cut_rows, layers_to_cut, stand_behind_clipping
+from bnfree.callbacks.row_cutting import cut_rows, layers_to_cut, say_nothing_was_cut, stand_behind_clipping
 from bnfree.compression.mask_sparsity import Phases, add_sparsity_gradient_, mark_rows, rows_to_cut
 from bnfree.compression.rows import count_rows
 from bnfree.convolution import BinaryConv2d
@@ -118,6 +118,11 @@ class MaskSparsity(Callback):
             gains = [_gains_of(self._layers[name], rows) for name, rows in self._marked.items()]
             mean = torch.cat([*gains, torch.zeros(0, device=pl_module.device)]).abs().mean().nan_to_num()
             pl_module.log("mask_sparsity/marked_gain", mean, on_step=False, on_epoch=True, sync_dist=True)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Says so where the end came before the cut."""
+        if self._phases is not None and not self._cut:
+            say_nothing_was_cut(trainer, self._phases.cut_at, "MaskSparsity")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Lets go of the network."""

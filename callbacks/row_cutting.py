@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
@@ -20,6 +20,7 @@ from bnfree.convolution import BinaryConv2d
 from bnfree.errors import InputError
 from bnfree.state_dicts import backbone_of
 
+CUT = ("MaskSparsity", "LayerThresholds")
 # Of these, what they keep of every filter would be of another size after a cut.
 KEEPS_FILTERS = (
     "Bop", "EarlyBird", "FlipSchedule", "LatentSphere", "LotteryTicket", "MultiPrizeTicket", "SilentWeightDecay",
@@ -52,7 +53,9 @@ def layers_to_cut(trainer: Trainer, pl_module: LightningModule, callback: str) -
             "norm='bn_free' and freeze='none', or remove the callback."
         )
     for other in cast(Any, trainer).callbacks:
-        if isinstance(other, WeightAveraging) or type(other).__name__ in KEEPS_FILTERS:
+        if type(other).__name__ in CUT and type(other).__name__ != callback:
+            raise InputError(f"trainer.callbacks={type(other).__name__} and {callback} both cut rows; remove one.")
+        if isinstance(other, WeightAveraging | StochasticWeightAveraging) or type(other).__name__ in KEEPS_FILTERS:
             raise InputError(
                 f"trainer.callbacks={type(other).__name__} keeps something of every filter, and {callback} cuts "
                 "filters in the middle of the run; remove one of the two."
@@ -98,6 +101,20 @@ def cut_rows(trainer: Trainer, pl_module: LightningModule, rows: Mapping[str, Te
             _forget_best(checkpoint)
     after, _ = count_rows(network)
     rank_zero_info(f"{callback} has cut {before - after} of {before} rows; {after / whole:.1%} of all are left.")
+
+
+def say_nothing_was_cut(trainer: Trainer, epoch: int, callback: str) -> None:
+    """Says that a run has ended, or is one too short, before rows were cut.
+
+    Args:
+        trainer: of the run.
+        epoch: at whose start they would have been, from 0.
+        callback: who cuts, for the log.
+    """
+    rank_zero_info(
+        f"{callback} has cut nothing: the run ended after {trainer.current_epoch} epochs, and rows are cut after "
+        f"{epoch}."
+    )
 
 
 def _forget_best(checkpoint: ModelCheckpoint) -> None:

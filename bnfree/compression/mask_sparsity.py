@@ -54,7 +54,7 @@ class Phases(NamedTuple):
             (0 if ratio is not None else max(1, int(0.1 * epochs))) if mask is None else mask,
             max(1, int(0.3 * epochs)) if regularise is None else regularise,
         )
-        if None not in (dense, regularise) and phases.cut_at >= epochs:
+        if (dense, mask, regularise) != (None, None, None) and phases.cut_at >= epochs:
             raise InputError(
                 f"dense_epochs={phases.dense}, mask_epochs={phases.mask} and regularise_epochs={phases.regularise} "
                 f"leave none of the {epochs} epochs of the run to fine-tune in; raise trainer.max_epochs."

@@ -117,7 +117,7 @@ def _split(params: Any, lr: float, adam_lr: float) -> list[dict[str, Any]]:
     for group in groups:
         members = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
         for muon in (True, False):
-            chosen = [p for p in members if (p.dim() == 4 and p[0].numel() > 1) is muon]
+            chosen = [p for p in members if (p.dim() == 4 and p.shape[1:].numel() > 1) is muon]
             if chosen:
                 rate = {"lr": group.get("lr", lr) if muon else adam_lr, "muon": muon}
                 name = {"name": f"{group['name']}_{'muon' if muon else 'adam'}"} if "name" in group else {}

@@ -25,7 +25,7 @@ def project(
         delta: of the test.
         eps: floor of norms.
     """
-    if weight.dim() < 2 or weight[0].numel() < 2:
+    if weight.dim() < 2 or weight.shape[1:].numel() < 2 or len(weight) == 0:
         return step, None
     by_row, row_passes = _without_radial(weight.flatten(1), gradient.flatten(1), step.flatten(1), delta, eps)
     whole, whole_passes = _without_radial(

@@ -80,7 +80,7 @@ class MultiPrize:
         for parameter in self._frozen:
             parameter.requires_grad_(False)
         for name, layer in layers.items():
-            bound = layer.weight[0].numel() ** -0.5
+            bound = layer.weight.shape[1:].numel() ** -0.5
             score = (2 * torch.rand(layer.weight.shape, generator=layer_generator(seed, name)) - 1) * bound
             layer.score = nn.Parameter(score.to(layer.weight))
             layer.__class__ = ScoredConv2d

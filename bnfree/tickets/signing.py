@@ -94,7 +94,7 @@ def _sizes(ticket: Ticket, weights: Mapping[str, Tensor], key: str) -> dict[str,
 
 
 def _standardized(weight: Tensor, mask: Tensor | None) -> Tensor:
-    count = torch.tensor(weight[0].numel()) if mask is None else mask.sum((1, 2, 3), keepdim=True).clamp(min=1)
+    count = torch.tensor(weight.shape[1:].numel()) if mask is None else mask.sum((1, 2, 3), keepdim=True).clamp(min=1)
     return standardize_weight(weight.double(), mask).abs() * count.sqrt()
 
 

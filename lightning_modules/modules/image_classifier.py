@@ -52,7 +52,11 @@ from bnfree.lightning_modules.modules.learning_rate_schedules import (
 )
 from bnfree.lightning_modules.modules.parameter_groups import WeightDecayOn, parameter_groups
 from bnfree.lightning_modules.modules.resumed_epoch import count_batches_of_resumed_epoch
-from bnfree.lightning_modules.modules.unsuitable_callbacks import refuse_unsuitable_callbacks
+from bnfree.lightning_modules.modules.unsuitable_callbacks import (
+    check_averages,
+    refuse_unsuitable_callbacks,
+    start_averages,
+)
 from bnfree.losses import Loss, build_loss
 from bnfree.state_dicts import uncompiled
 
@@ -256,11 +260,13 @@ class ImageClassifier(LightningModule):
             self._origin = self._inputs = None
             if self.init_from is not None:
                 self._origin = load_initial_weights(self.backbone, self.init_from, replace_head=self.replace_head)
+                start_averages(self.trainer, uncompiled(self.backbone))
             if self._origin is not None and self._origin.new_head is not None:
                 rank_zero_info(f"The head is a new one, of {self._origin.new_head}.")
 
     def on_train_start(self) -> None:
         """Calibrates a BN-free backbone that is not calibrated; settles the learning rate of a resumed run."""
+        check_averages(self.trainer, self.backbone)
         resume_learning_rates(self.trainer, self.learning_rate_scaling, self.base_batch_size, self.rescale_on_resume)
         if self.trainer.global_step > 0:
             count_batches_of_resumed_epoch(self.trainer)

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 from torch.optim import SGD, Adam
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -20,7 +20,7 @@ from bnfree.callbacks import (
     WeightDynamics,
     WeightStandardizationCheck,
 )
-from bnfree.compression import count_rows, row_layers
+from bnfree.compression import count_rows, remove_rows, row_layers
 from bnfree.errors import InputError
 from bnfree.lightning_modules import ImageClassifier
 
@@ -47,7 +47,7 @@ def train(directory, callbacks, epochs=4, optimizer=ADAM, ckpt_path=None, data=N
     network = ReActNet18(
         num_classes=3, in_channels=1, width=4, blocks_per_stage=[1, 1, 1, 1], **options.pop("network", {})
     )
-    module = ImageClassifier(network, optimizer, calibration_images=4)
+    module = ImageClassifier(network, optimizer, calibration_images=4, init_from=options.pop("init_from", None))
     trainer = Trainer(
         accelerator="cpu", max_epochs=epochs, logger=False, enable_progress_bar=False, enable_model_summary=False,
         num_sanity_val_steps=0, default_root_dir=directory, callbacks=callbacks,
@@ -158,6 +158,7 @@ def test_two_processes_cut_the_same(name, tmp_path):
     [
         ([Bop()], {}, "trainer.callbacks=Bop keeps something of every filter"),
         ([EMAWeightAveraging()], {}, "trainer.callbacks=EMAWeightAveraging keeps something of every filter"),
+        ([StochasticWeightAveraging(1e-3)], {}, "trainer.callbacks=StochasticWeightAveraging keeps something of every"),
         ([], {"norm": "batch_norm"}, "backbone=ReActNet18 has no trained gains"),
         ([], {"group_size": 2}, "has no residual units of one group"),
     ],
@@ -188,3 +189,32 @@ def test_mistakes(mistake, sentence):
 def test_a_cut_needs_epochs_after_it(tmp_path):
     with pytest.raises(InputError, match="epochs=4 of LayerThresholds leaves none of the 4 epochs"):
         train(tmp_path, [LayerThresholds(epochs=4)])
+
+
+@pytest.mark.parametrize("first", [MaskSparsity, LayerThresholds])
+def test_two_that_cut_do_not_go_together(first, tmp_path):
+    with pytest.raises(InputError, match="both cut rows; remove one"):
+        train(tmp_path, [first(), LayerThresholds() if first is MaskSparsity else MaskSparsity()])
+
+
+@pytest.mark.parametrize("cut", [MaskSparsity, LayerThresholds])
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_that_ends_before_its_cut_says_so(cut, tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        train(tmp_path, [cut()], 1, limit_train_batches=1, limit_val_batches=0)
+    assert f"{cut.__name__} has cut nothing: the run ended after 1 epochs, and rows are cut after 1." in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_averages_of_a_network_that_has_lost_rows(tmp_path):
+    network = ReActNet18(num_classes=3, in_channels=1, width=4, blocks_per_stage=[1, 1, 1, 1])
+    remove_rows(network, {"body.0.0.convolution": [0]})
+    network.body[1][0].convolution.set_mask(torch.rand(8, 4, 3, 3) < 0.5)
+    torch.save(network.state_dict(), tmp_path / "start.pt")
+    options = {"init_from": tmp_path / "start.pt", "limit_train_batches": 2, "epochs": 1}
+    with pytest.raises(InputError, match="EMAWeightAveraging averages all buffers, and those that say which rows"):
+        train(tmp_path, [EMAWeightAveraging(decay=0.9)], **options)
+    module, _ = train(tmp_path, [EMAWeightAveraging(decay=0.9, use_buffers=False)], **options)
+    layers = row_layers(module.backbone)
+    assert layers["body.0.0.convolution"].kept_rows.tolist() == [1, 2, 3]
+    assert torch.equal(layers["body.1.0.convolution"].mask, network.body[1][0].convolution.mask)

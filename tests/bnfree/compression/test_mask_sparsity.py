@@ -22,6 +22,9 @@ def test_phases_by_epochs():
     assert Phases.of_run(20, None, None, None, None) == (8, 2, 6)
     with pytest.raises(InputError, match=r"dense_epochs=2, .* leave none of the 6 epochs of the run to fine-tune in"):
         Phases.of_run(6, 2, 0, 4, 0.3)
+    for given in ((50, None, None), (None, 50, None), (None, None, 50)):
+        with pytest.raises(InputError, match="leave none of the 20 epochs"):
+            Phases.of_run(20, *given, None)
     with pytest.raises(InputError, match="max_epochs=-1 gives MaskSparsity no phases"):
         Phases.of_run(-1, None, None, None, 0.3)
 

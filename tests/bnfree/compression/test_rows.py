@@ -16,6 +16,9 @@ from bnfree.diagnostics import weight_statistics
 from bnfree.errors import InputError
 from bnfree.lightning_modules.modules.initial_weights import load_initial_weights
 from bnfree.lightning_modules.training.loading import check_weights
+from bnfree.optimizers.adamp import AdamP
+from bnfree.optimizers.muon import Muon
+from bnfree.optimizers.sgdp import SGDP
 from bnfree.packing import load, pack
 
 IMAGES = (3, 3, 16, 16)
@@ -169,6 +172,15 @@ def test_a_packed_file_has_all_channels_of_stem_and_shortcuts(tmp_path):
     images = torch.randn(IMAGES)
     with torch.no_grad():
         torch.testing.assert_close(pack(network, engine="torch")(images), network(images), rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("optimizer", [AdamP, SGDP, Muon])
+def test_optimizers_of_our_own_take_layers_without_rows(optimizer):
+    network = shrunk(with_zero_gains())
+    stepped = optimizer(network.parameters(), lr=0.01)
+    network(torch.randn(IMAGES)).square().sum().backward()
+    stepped.step()
+    assert all(bool(parameter.isfinite().all()) for parameter in network.parameters())
 
 
 def test_every_layer_of_every_optimizer_loses_its_rows():
