@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from difflib import get_close_matches
 from typing import Any
 
@@ -32,9 +33,9 @@ class AdaptiveGradientClipping(Callback):
         clip_factor: greatest allowed ratio of gradient norm to weight norm in a unit; larger batches want less.
         eps: floor of the weight norm, so that a weight of zero can still move.
         exclude: names of modules or parameters of the LightningModule that are not clipped, such as
-            `backbone.classifier`; None: the classifier: of `get_classifier()` (timm), or the attribute `classifier`,
-            `fc`, `head` or `heads`, of the network or of the LightningModule, or else the last `nn.Linear` that the
-            first step uses; an empty list: nothing.
+            `backbone.classifier`, or patterns of them, such as `*.skip_gain`; None: the classifier: of
+            `get_classifier()` (timm), or the attribute `classifier`, `fc`, `head` or `heads`, of the network or of the
+            LightningModule, or else the last `nn.Linear` that the first step uses; an empty list: nothing.
         log_fraction: log `agc/clipped_fraction`.
 
     Raises:
@@ -147,7 +148,7 @@ def find_excluded(pl_module: nn.Module, names: list[str] | None) -> list[tuple[n
         names: as the argument `exclude` of the callback; the `_orig_mod.` that torch.compile adds is left out.
 
     Raises:
-        InputError: no classifier to exclude by default, or an unknown name.
+        InputError: no classifier to exclude by default, an unknown name, or a pattern that no name matches.
     """
     if names is None:
         classifier = find_classifier(pl_module)
@@ -163,15 +164,18 @@ def find_excluded(pl_module: nn.Module, names: list[str] | None) -> list[tuple[n
         for leaf, _ in module.named_parameters(recurse=False, remove_duplicate=False):
             known.setdefault(plain_name(f"{path}.{leaf}"), (module, leaf))
     known.pop("", None)
+    found = []
     for name in names:
-        if plain_name(name) not in known:
+        matching = fnmatch.filter(known, plain_name(name)) if "*" in name else [plain_name(name)]
+        if not matching or matching[0] not in known:
             inside = [path for path in known if path.endswith(f".{name}")]
             nearest = (inside or get_close_matches(name, known, n=1, cutoff=0) or ["an empty list"])[0]
             raise InputError(
                 f"exclude={name!r} names no module or parameter of {type(pl_module).__name__}; the nearest is "
                 f"{nearest!r}."
             )
-    return [known[plain_name(name)] for name in names]
+        found += [known[path] for path in matching]
+    return found
 
 
 def _parameters(owner: nn.Module, leaf: str | None) -> list[Any]:

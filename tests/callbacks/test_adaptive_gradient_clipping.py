@@ -1,3 +1,4 @@
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -94,6 +95,7 @@ def test_classifier_of_the_module_itself(classifier, make_trainer, make_loader):
         ([], set()),
         (["backbone.features"], {"backbone.features.weight", "backbone.features.bias"}),
         (["backbone.features.weight"], {"backbone.features.weight"}),
+        (["*.bias"], {"backbone.features.bias", "backbone.classifier.bias"}),
         (["backbone._orig_mod.classifier"], {"backbone.classifier.weight", "backbone.classifier.bias"}),
     ],
 )
@@ -114,10 +116,14 @@ def test_compiled_backbone(run, head, exclude):
 
 @pytest.mark.parametrize(
     ("name", "nearest"),
-    [("classifier", "backbone.classifier"), ("backbone.feature.weigth", "backbone.features.weight")],
+    [
+        ("classifier", "backbone.classifier"),
+        ("backbone.feature.weigth", "backbone.features.weight"),
+        (r"*.wieght", "backbone.features.weight"),
+    ],
 )
 def test_unknown_name_is_answered_with_the_nearest(run, name, nearest):
-    with pytest.raises(InputError, match=f"exclude='{name}' .* nearest is '{nearest}'"):
+    with pytest.raises(InputError, match=f"exclude='{re.escape(name)}' .* nearest is '{nearest}'"):
         run(AdaptiveGradientClipping(exclude=[name]))
 
 
