@@ -150,8 +150,10 @@ def test_operations_parameters_and_bits_by_hand():
     assert before.binary_params - after.binary_params == 3 * 4 * 9 + 8 * 4 * 9
     assert before.real_params - after.real_params == 3 + 8
     rows = {row.name: row for row in after.rows}
-    assert rows["body.0.0.convolution"].bits == 1 * 36 + 32 * 4
-    assert rows["body.1.0.convolution"].bits == 32 * 8
+    # As a packed file, which keeps a filter for every channel.
+    assert rows["body.0.0.convolution"].bits == 4 * 36 + 32 * 4
+    assert rows["body.1.0.convolution"].bits == 8 * 36 + 32 * 8
+    assert after.bytes_packed == before.bytes_packed
     assert rows["body.1.0.convolution"].ops == 0
 
 
