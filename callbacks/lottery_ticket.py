@@ -17,6 +17,7 @@ from bnfree.callbacks.rewind_checkpoint import write_rewind_point
 from bnfree.callbacks.run_files import run_directory
 from bnfree.callbacks.strategies import refuse_sharded_parameters
 from bnfree.callbacks.ticket_evidence import loss_gradients
+from bnfree.compression.rows import keep_rows_of
 from bnfree.convolution import BinaryConv2d
 from bnfree.diagnostics.signs import convolutions
 from bnfree.errors import InputError
@@ -121,6 +122,7 @@ class LotteryTicket(Callback):
         self._mask_checksum = ticket.checksum
         if trainer.strategy.broadcast(self._mask_checksum) != self._mask_checksum:
             raise InputError(f"ticket={self.ticket!r} is another file in another process; give one that all can read.")
+        keep_rows_of(network, ticket.state_dict)
         if trainer.ckpt_path is None and self.start == "weights":
             self._start_from(ticket, network, pl_module)
         apply(network, ticket.masks)
@@ -133,6 +135,7 @@ class LotteryTicket(Callback):
                 )
             if callback._average_model is not None:
                 # A copy of the dense network, whose list of buffers must be that of the masked one.
+                keep_rows_of(backbone_of(callback._average_model.module), ticket.state_dict)
                 apply(backbone_of(callback._average_model.module), ticket.masks)
 
     def _start_from(self, ticket: Ticket, network: nn.Module, pl_module: LightningModule) -> None:

@@ -103,6 +103,22 @@ def remove_rows(network: nn.Module, rows: Rows, optimizers: Iterable[Optimizer] 
                     optimizer.state[parameter] = _of_rows(optimizer.state[parameter], shape, places)
 
 
+def keep_rows_of(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Removes the rows that another network of the same architecture has lost.
+
+    Args:
+        network: a network that has lost none; changed in place.
+        state: of the other one.
+
+    Raises:
+        InputError: rows that the network's layers cannot lose.
+    """
+    for name, layer in convolutions(network).items():
+        rows = state.get(f"{name}.kept_rows")
+        if rows is not None:
+            layer.keep_rows(rows)
+
+
 def _channels(layer: BinaryConv2d) -> Tensor:
     """The output channels that the layer has rows for."""
     return torch.arange(layer.out_channels, device=layer.weight.device) if layer.kept_rows is None else layer.kept_rows

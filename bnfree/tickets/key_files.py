@@ -96,7 +96,7 @@ def _existing(path: str | Path) -> tuple[str, Path]:
     """What messages call a file with a key, and the file."""
     given, file = f"key={str(path)!r}", Path(path).expanduser()
     if not file.is_file():
-        raise InputError(f"{given} is not a file; give the file with the key.")
+        raise InputError(f"{given} is not a file; give one with a key, as bnfree ticket key new writes for an owner.")
     return given, file
 
 

@@ -39,7 +39,7 @@ def ticket(tmp_path):
     def make(density=0.2, network=None, name="ticket.pt", **options):
         network = Small() if network is None else network
         start = take_snapshot(network)
-        found = {key: value + 0.1 for key, value in start.items()}
+        found = {key: value + 0.1 if value.is_floating_point() else value for key, value in start.items()}
         apply(network, prune(network, density, **options))
         ticket = Ticket.of(network, rewind=start, score="standardized", scope="global", density=density)
         ticket = Ticket(**{**vars(ticket), "state_dict": {**ticket.state_dict, **found}})
@@ -223,6 +223,18 @@ def test_averaged_weights_are_masked_too(ticket, classifier, make_trainer, make_
         for name, layer in prunable_layers(network).items():
             assert torch.equal(layer.mask, masks[name])
             assert not layer.weight[~masks[name]].any()
+
+
+@pytest.mark.parametrize("start", ["weights", "mask"])
+def test_a_ticket_of_a_network_that_has_lost_rows(ticket, classifier, make_trainer, make_loader, start):
+    smaller = Small()
+    smaller.first.keep_rows(torch.tensor([1, 4, 6]))
+    masks = ticket(network=smaller).masks
+    average = EMAWeightAveraging(use_buffers=False)
+    module = classifier(Small())
+    make_trainer(average, LotteryTicket(ticket.path, start=start)).fit(module, make_loader())
+    assert module.backbone.first.kept_rows.tolist() == [1, 4, 6]
+    assert torch.equal(module.backbone.first.mask, masks["first"])
 
 
 def test_average_that_cannot_hold_masks_is_refused(ticket, classifier, make_trainer, make_loader):
