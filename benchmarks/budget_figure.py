@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -28,8 +29,8 @@ STYLES = {
 def draw(lines: Sequence[dict[str, str]]) -> Figure:
     """Every run as a point and the means over the seeds as lines.
 
-    Other estimators than the default and other options are drawn from two budgets on: a single one says nothing about
-    growth.
+    Other estimators than the default and other options are drawn from two budgets or widths on: a single one says
+    nothing about growth.
 
     Args:
         lines: of finished runs, as `budget.read` gives them.
@@ -42,10 +43,11 @@ def draw(lines: Sequence[dict[str, str]]) -> Figure:
         key = line["norm"], line["estimator"], line["width"], line["options"]
         shown = series.setdefault(key, {}).setdefault(int(line["presentations"]), [])
         shown.append(float(line["test"]))
+    places = Counter((key[0], key[1], key[3]) for key, found in series.items() for _ in found)
     series = {
         (norm, estimator, width, options): found
         for (norm, estimator, width, options), found in series.items()
-        if (estimator == "approx" and not options) or len(found) > 1
+        if (estimator == "approx" and not options) or places[norm, estimator, options] > 1
     }
     widths = {width for _, _, width, _ in series}
     figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, layout="constrained")
