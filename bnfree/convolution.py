@@ -97,6 +97,8 @@ class BinaryConv2d(nn.Module):
     gain: Tensor | None
     mask: Tensor | None
     kept_rows: Tensor | None
+    rows_off: Tensor | None = None
+    """Bool (K,): rows whose gain is 0 for a while and on purpose, which checks of dead filters leave out; not saved."""
     lean: bool
     estimator_progress: Tensor | None
 
@@ -192,6 +194,7 @@ class BinaryConv2d(nn.Module):
                 f"for, of {self.out_channels}."
             )
         self._take_rows(torch.searchsorted(there.to(channels.device), channels))
+        self.rows_off = None
         self.kept_rows = None if len(channels) == self.out_channels else channels.clone()
 
     def of_rows(self, per_channel: Tensor) -> Tensor:

@@ -147,9 +147,8 @@ def _dead(network: nn.Module) -> Iterator[tuple[str, list[str], str]]:
         if isinstance(layer, BinaryConv2d):
             dead = (layer.effective_weight() == 0).flatten(1).all(1)
             pruned = torch.zeros_like(dead) if layer.mask is None else (layer.mask == 0).flatten(1).all(1)
-            if layer.gain is not None:
-                # Trained gains are never 0 to the last bit: such a row has been switched off.
-                pruned |= layer.gain.flatten() == 0
+            if layer.rows_off is not None:
+                pruned |= layer.rows_off
             if bool((dead & ~pruned).any()):
                 names.append(name)
     if names:

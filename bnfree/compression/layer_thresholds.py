@@ -96,12 +96,14 @@ class LayerThresholds:
         for name in self.layers:
             gain = self._gain(name)
             gain.mul_(on[name].view_as(gain))
+            self.layers[name].rows_off = ~on[name]
 
     @torch.no_grad()
     def show(self) -> None:
         """Puts the gains back."""
         for name, values in self.hidden.items():
             self._gain(name).copy_(values)
+            self.layers[name].rows_off = None
         self.hidden = {}
 
     @torch.no_grad()

@@ -137,8 +137,7 @@ def weight_statistics(layer: BinaryConv2d, name: str = "layer") -> WeightStatist
 
     several = survivors > 1
     finite = used.isfinite().flatten(1).all(1)
-    # Trained gains are never 0 to the last bit: such a row has been switched off.
-    off = gain.flatten() == 0
+    off = torch.zeros_like(finite) if layer.rows_off is None else layer.rows_off
     zero = (used == 0).flatten(1).all(1) & ~off
     dead = zero | (several & (std < layer.eps * torch.where(survivors < FEW_SURVIVORS, 1e-3, 10)))
     sound = finite & ~dead & ~off

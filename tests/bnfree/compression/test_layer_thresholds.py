@@ -5,6 +5,7 @@ import torch
 
 from bnfree.compression.layer_thresholds import LayerThresholds, annealed
 from bnfree.convolution import BinaryConv2d
+from bnfree.diagnostics.weights import weight_statistics
 
 COSTS = {"a": 900.0, "b": 300.0}
 
@@ -27,7 +28,11 @@ def test_the_hard_mask_is_that_of_the_thresholds():
     assert made.operations() == pytest.approx((counts[0] * 900 + counts[1] * 300) / (24 * 900 + 40 * 300))
     off = made.rows_off()
     assert off["b"].tolist() == (gains[1].flatten().abs() < 0.3).nonzero().flatten().tolist()
+    # On purpose: no check takes them for filters that training has killed.
+    statistics = weight_statistics(made.layers["b"])
+    assert (statistics.dead_filters, statistics.pruned_filters) == (0, len(off["b"]))
     made.show()
+    assert weight_statistics(made.layers["b"]).pruned_filters == 0
     assert all(torch.equal(layer.gain, gain) for layer, gain in zip(made.layers.values(), gains, strict=True))
 
 
