@@ -57,7 +57,7 @@ OVERLAYS = {
         "reflect_padding", "alternating_flip", "cutout", "rand_augment", "mixup", "cutmix",
     ),
     "training": (
-        "gradient_windows", "adamp", "sgdp", "muon", "schedule_free", "bop", "latent_sphere", "recu", "freeze_signs",
+        "gradient_windows", "adamp", "sgdp", "muon", "schedule_free", "bop", "latent_sphere", "freeze_signs",
         "flip_schedule", "silent_weight_decay", "affine_only", "weight_shape",
     ),
 }  # fmt: skip
