@@ -8,7 +8,8 @@
 DIR as for `configs/cifar10_small.yaml`, of which every run is a shorter one (4 epochs, 8,000 validation images, fast
 modes) with one thing changed. Stop it whenever you like: a finished run is not repeated, an interrupted one goes on
 from its last epoch, and several copies may run side by side. A plugin of these kinds that is added to bnfree is a row
-here without more.
+here without more. `docs/comparison/` has the figures of what was run so far: with its files in the output folder only
+what is missing is run, and the tables keep the rest.
 """
 
 from __future__ import annotations
@@ -103,7 +104,10 @@ def folder_of(output: Path, kind: str, name: str, seed: int) -> Path:
 
 
 def finished(folder: Path) -> float | None:
-    """Validation accuracy (percent) after the last epoch; None before."""
+    """Validation accuracy (percent) after the last epoch, of a run or of `rows.csv` beside it; None before."""
+    if not folder.is_dir() and (folder.parent / "rows.csv").is_file():
+        lines = (line.split(",") for line in (folder.parent / "rows.csv").read_text().splitlines()[1:])
+        return next((float(accuracy) for run, accuracy in lines if run == folder.name), None)
     return last_percent(folder, "val/acc") if len(logged(folder, "val/acc")) >= EPOCHS else None
 
 
@@ -139,7 +143,7 @@ def score_images(output: Path, seed: int, data_dir: str) -> None:
     from bnfree.lightning_modules.reports.analysis import ScoreSettings, score_data
 
     default = folder_of(output, "", DEFAULT, seed)
-    if not (output / "el2n.csv").exists() and finished(default) is not None:
+    if default.is_dir() and not (output / "el2n.csv").exists() and finished(default) is not None:
         score_data(ScoreSettings([default], output / "el2n.csv", options={"data.data_dir": data_dir}))
 
 

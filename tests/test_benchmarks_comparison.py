@@ -49,3 +49,12 @@ def test_tables_compare_equal_seeds_and_leave_out_what_has_not_finished(comparis
         "| default | 50.0 / 54.0 | 52.0 |  | 1 | 1 |  |",
         "| ste | 57.0 | 57.0 | +3.0 | 1.02x | 1.00x | `--model.backbone.estimator=ste` |",
     ]
+
+
+def test_figures_of_runs_made_elsewhere_count_until_there_is_a_run(comparison, tmp_path):
+    (tmp_path / "rows.csv").write_text("run,accuracy\ndefault-seed0,53.25\nhead-cosine-seed0,48.5\n")
+    assert comparison.finished(tmp_path / "head-cosine-seed0") == 48.5
+    assert comparison.finished(tmp_path / "head-cosine-seed1") is None
+    assert "| cosine | 48.5 | 48.5 | -4.8 |" in comparison.tables(["head"], [0, 1], tmp_path)
+    write_run(tmp_path / "head-cosine-seed0", [0.1, 0.2])
+    assert comparison.finished(tmp_path / "head-cosine-seed0") is None
