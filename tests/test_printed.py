@@ -36,7 +36,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "
 # Environments are made by .ci/run, TensorBoard serves until it is stopped, test_own_project.py runs what is own_*, and
 # the tests of the C export compile it.
 ELSEWHERE = re.compile(
-    r"python3 -m venv |(\.venv/bin/)?(pip|pytest|tensorboard) |python own_|make |device/|.*timm\.yaml"
+    r"python3 -m venv |(\.venv/bin/)?(pip|pytest|tensorboard) |(mkdir|cp) |python own_|make |device/|.*timm\.yaml"
 )
 VARIABLES = {"norm": "bn_free", "seed": "0", "rate": "5e-3"}
 PLACES = {"DIR": "data", "RUN": "run", "STEP1": "run", "TEACHER": "run", "CONFIG": "quickstart", "NAME": "cutout"}
