@@ -19,7 +19,7 @@ Storage. The bits of a deployed network, without what its file format adds:
     binary weight                             1 bit, and 1 bit more in a layer with a pruning mask (a plane of signs, a
                                               plane of survivors)
     filter of binary weights                  1 number: mean |w|, gain and alpha folded into one scale
-    row that a binary layer has lost          as much as one that is there
+    output of a layer that has lost rows      1 bit: whether its row is there
     weight or bias of a real layer            1 number of half precision; pruned ones too; standardisation and gain are
                                               folded into the weight
     channel of a batch norm                   2 numbers: scale and shift
@@ -207,10 +207,8 @@ def _layer_cost(name: str, layer: Any, owned: int, calls: list[LayerCall], real_
     kept = owned - binary_params - (gain.numel() if isinstance(gain, nn.Parameter) else 0)
     if binary:
         planes = 1 if getattr(layer, "mask", None) is None else 2
-        # A packed file has a filter for every channel of the output, of scale 0 where the row is gone.
-        gone = layer.out_channels - weight.shape[0] if getattr(layer, "kept_rows", None) is not None else 0
-        stored = binary_params + gone * weight.shape[1:].numel()
-        bits = planes * stored + CONSTANT_BITS * (weight.shape[0] + gone + kept)
+        outputs = layer.out_channels if getattr(layer, "kept_rows", None) is not None else 0
+        bits = planes * binary_params + CONSTANT_BITS * (weight.shape[0] + kept) + outputs
     else:
         bits = real_bits * kept
     macs = sum(call.macs for call in calls)

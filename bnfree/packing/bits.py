@@ -47,6 +47,30 @@ class TernaryWeight:
             values *= unpack_bits(self.survivors, count)
         return values.view(self.shape)
 
+    def without_silent_filters(self) -> TernaryWeight:
+        """The K filters whose scale is not 0, as a weight (K, I, kH, kW)."""
+        sounding = self.scale != 0
+        of_sounding = sounding.repeat_interleave(math.prod(self.shape[1:]))
+
+        def rest(plane: Tensor) -> Tensor:
+            return pack_bits(unpack_bits(plane, math.prod(self.shape))[of_sounding])
+
+        survivors = None if self.survivors is None else rest(self.survivors)
+        shape = int(sounding.sum()), *self.shape[1:]
+        return TernaryWeight(shape, rest(self.signs), survivors, self.scale[sounding])
+
+    def with_silent_filters(self, sounding: Tensor) -> TernaryWeight:
+        """The opposite: filters of scale 0, of pruned weights if there are any in the others, else of +1.
+
+        Args:
+            sounding: bool (O,), which filters of the result are those of this weight.
+        """
+        values = self.values().new_full((len(sounding), *self.shape[1:]), int(self.survivors is None))
+        values[sounding] = self.values()
+        return TernaryWeight.from_values(
+            values, self.scale.new_zeros(len(sounding)).masked_scatter(sounding, self.scale)
+        )
+
 
 def pack_bits(bits: Tensor) -> Tensor:
     """Eight bits a byte, the first in the lowest bit: bool (n,) to uint8 (ceil(n / 8),)."""

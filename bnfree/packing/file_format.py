@@ -1,9 +1,9 @@
-"""The file of a packed network: safetensors, format version 1.
+"""The file of a packed network: safetensors, format versions 1 and 2.
 
 A safetensors file (8 bytes length of the header, header in JSON, tensors) whose metadata has one entry,
 `bnfree.packed`, a JSON table:
 
-    format_version   1
+    format_version   1; 2 if filters are left out
     layout           the layers: architecture, stem, units, classifier, with shape, stride and form of every weight
     info             what `NetworkInfo` has: mean, std, image_shape, class_names, source_run, accuracy,
                      resize, exif_orientation
@@ -20,8 +20,13 @@ Tensors are named `stem.*`, `units.0.*`, ..., `classifier.*`. Each weight has a 
 besides `bias` (stem, classifier), `thresholds` and `rprelu` (units), all float32; see `bnfree.packing.layers` for what
 they mean and `bnfree.packing.bits` for the order of bits. Numbers are little-endian.
 
+Filters of binary weights whose scale is 0, such as rows that were taken out of a layer, are left out. The layout then
+has the number of the others (`filters` of a unit, `projection_filters` of its projection), and the weight a tensor
+`filters`, uint8 (ceil(O / 8),), bit 1 for each of those; its `scale` and bits are of that many filters in place of O.
+
 Reading runs no code from the file. Sizes are compared with the file's before anything is allocated, and the memory
-that a network needs is bounded by a multiple of its file. The checksum finds damage, not forgery.
+that a network needs is bounded by a multiple of its file, and of 16 MiB where filters are left out. The checksum finds
+damage, not forgery.
 """
 
 from __future__ import annotations
@@ -45,7 +50,7 @@ from bnfree.packing.file_layout import MaskForm, expected_tensors, restore, stor
 from bnfree.packing.info import NetworkInfo
 from bnfree.packing.layers import PackedLayers
 
-FORMAT_VERSION = 1
+LATEST_VERSION = 2
 # One entry, because safetensors writes several in an order that changes from process to process.
 ENTRY = "bnfree.packed"
 LARGEST_FILE = 1 << 30
@@ -68,7 +73,9 @@ def write(layers: PackedLayers, info: NetworkInfo, path: str | os.PathLike[str],
         expected_tensors(layout)
     except InputError as error:
         raise InputError(f"the network does not fit into the format: {error}") from error
-    table = {"format_version": FORMAT_VERSION, "layout": layout, "info": info.to_dict()}
+    # What has no filters left out is a file that earlier versions of bnfree read.
+    version = LATEST_VERSION if any({"filters", "projection_filters"} & unit.keys() for unit in layout["units"]) else 1
+    table = {"format_version": version, "layout": layout, "info": info.to_dict()}
     table["checksum"] = checksum(table, tensors)
     plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
     content = serialize(plain, metadata={ENTRY: json.dumps(table, separators=(",", ":"))})
@@ -160,10 +167,10 @@ def _parse(entry: str | None, given: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{given} is damaged: its entry {ENTRY} is not JSON.") from error
     version = table.get("format_version") if isinstance(table, dict) else None
-    if version != FORMAT_VERSION or isinstance(version, bool):
+    if type(version) is not int or not 1 <= version <= LATEST_VERSION:
         raise InputError(
-            f"{given} has the format version {reprlib.repr(version)}, this bnfree reads {FORMAT_VERSION}; pack the "
-            "network again, or install the bnfree that wrote it."
+            f"{given} has the format version {reprlib.repr(version)}, this bnfree reads 1 to {LATEST_VERSION}; pack "
+            "the network again, or install the bnfree that wrote it."
         )
     return table
 

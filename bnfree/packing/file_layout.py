@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from bnfree.errors import InputError
-from bnfree.packing.bits import DIGITS_PER_BYTE, TernaryWeight, pack_digits, unpack_digits
+from bnfree.packing.bits import (
+    DIGITS_PER_BYTE,
+    TernaryWeight,
+    pack_bits,
+    pack_digits,
+    unpack_bits,
+    unpack_digits,
+)
 from bnfree.packing.layers import PackedClassifier, PackedLayers, PackedStem, PackedUnit
 from bnfree.packing.real_weights import PRECISIONS, RealWeight
 
@@ -23,6 +30,8 @@ MaskForm = Literal["planes", "digits"]
 # the runtime gives each tap of a narrow kernel 64 channels.
 LARGEST_KERNEL = 7
 LARGEST_CHANNELS = 1 << 20
+# Weights that a file leaves out take memory all the same. Five times those of a ReActNet-A.
+LARGEST_LEFT_OUT = 1 << 27
 
 
 class Expected(NamedTuple):
@@ -47,19 +56,24 @@ def store(layers: PackedLayers, masks: MaskForm) -> tuple[dict[str, Any], dict[s
     tensors: dict[str, Tensor] = {}
 
     def weight(name: str, weight: TernaryWeight | RealWeight) -> dict[str, Any]:
-        tensors[f"{name}.scale"] = weight.scale
         if isinstance(weight, RealWeight):
-            tensors[f"{name}.weight"] = weight.values
+            tensors.update({f"{name}.weight": weight.values, f"{name}.scale": weight.scale})
             form = next(form for form, dtype in PRECISIONS.items() if dtype == weight.values.dtype)
             return {"form": form, "shape": list(weight.values.shape)}
-        if weight.survivors is not None and masks == "digits":
-            tensors[f"{name}.digits"] = pack_digits(weight.values().flatten())
-            return {"form": "digits", "shape": list(weight.shape)}
-        tensors[f"{name}.signs"] = weight.signs
-        if weight.survivors is None:
-            return {"form": "signs", "shape": list(weight.shape)}
-        tensors[f"{name}.survivors"] = weight.survivors
-        return {"form": "planes", "shape": list(weight.shape)}
+        entry: dict[str, Any] = {"shape": list(weight.shape)}
+        stored = weight.without_silent_filters()
+        if stored.shape != weight.shape:
+            tensors[f"{name}.filters"] = pack_bits(weight.scale != 0)
+            entry["filters"] = stored.shape[0]
+        tensors[f"{name}.scale"] = stored.scale
+        if stored.survivors is not None and masks == "digits":
+            tensors[f"{name}.digits"] = pack_digits(stored.values().flatten())
+            return {"form": "digits", **entry}
+        tensors[f"{name}.signs"] = stored.signs
+        if stored.survivors is None:
+            return {"form": "signs", **entry}
+        tensors[f"{name}.survivors"] = stored.survivors
+        return {"form": "planes", **entry}
 
     stem, classifier = layers.stem, layers.classifier
     layout: dict[str, Any] = {
@@ -73,7 +87,10 @@ def store(layers: PackedLayers, masks: MaskForm) -> tuple[dict[str, Any], dict[s
         name = f"units.{index}"
         row = {**weight(name, unit.weight), "stride": unit.stride, "shortcut_scale": unit.shortcut_scale}
         if unit.projection is not None:
-            row["projection"] = weight(f"{name}.projection", unit.projection)["form"]
+            projection = weight(f"{name}.projection", unit.projection)
+            row["projection"] = projection["form"]
+            if "filters" in projection:
+                row["projection_filters"] = projection["filters"]
         tensors |= {f"{name}.thresholds": unit.thresholds, f"{name}.rprelu": unit.rprelu}
         layout["units"].append(row)
     return layout, tensors
@@ -89,10 +106,19 @@ def expected_tensors(layout: Any) -> dict[str, Expected]:
         InputError: no layout of a network; the message goes on after the name of the file.
     """
     expected: dict[str, Expected] = {}
+    left_out = 0
 
-    def weight(name: str, form: Any, shape: tuple[int, ...], forms: tuple[str, ...]) -> None:
+    def weight(name: str, form: Any, shape: tuple[int, ...], forms: tuple[str, ...], filters: Any = None) -> None:
+        nonlocal left_out
         if not isinstance(form, str) or form not in forms:
             raise InputError(f"its layout has the form {form!r} for {name}, which is none of {', '.join(forms)}.")
+        if filters is not None:
+            if form in PRECISIONS:
+                raise InputError(f"its layout leaves out filters of {name}, which has real weights.")
+            filters = _integer(filters, f"{name}.filters", shape[0] - 1, smallest=0)
+            expected[f"{name}.filters"] = Expected(torch.uint8, (-(-shape[0] // 8),))
+            left_out += math.prod(shape) // shape[0] * (shape[0] - filters)
+            shape = filters, *shape[1:]
         count = math.prod(shape)
         expected[f"{name}.scale"] = Expected(torch.float32, shape[:1])
         if form in PRECISIONS:
@@ -119,9 +145,10 @@ def expected_tensors(layout: Any) -> dict[str, Expected]:
         raise InputError("its layout has units that are not a list.")
     for index, entry in enumerate(table["units"]):
         name = f"units.{index}"
-        unit = _table(entry, name, {"form", "shape", "stride", "shortcut_scale"}, {"projection"})
+        optional = {"projection", "filters", "projection_filters"}
+        unit = _table(entry, name, {"form", "shape", "stride", "shortcut_scale"}, optional)
         shape = _kernel(unit["shape"], name)
-        weight(name, unit["form"], shape, ternary)
+        weight(name, unit["form"], shape, ternary, unit.get("filters"))
         expected[f"{name}.thresholds"] = Expected(torch.float32, shape[1:2])
         expected[f"{name}.rprelu"] = Expected(torch.float32, (3, shape[0]))
         _integer(unit["stride"], f"{name}.stride", 2)
@@ -129,12 +156,17 @@ def expected_tensors(layout: Any) -> dict[str, Expected]:
         if not isinstance(scale, float) or not math.isfinite(scale):
             raise InputError(f"its layout has the shortcut_scale {scale!r} in {name}, which is not a finite number.")
         if "projection" in unit:
-            weight(f"{name}.projection", unit["projection"], (*shape[:2], 1, 1), (*ternary, *real))
+            of_projection = unit.get("projection_filters")
+            weight(f"{name}.projection", unit["projection"], (*shape[:2], 1, 1), (*ternary, *real), of_projection)
+        elif "projection_filters" in unit:
+            raise InputError(f"its layout has projection_filters in {name}, which has no projection.")
         elif shape[0] % shape[1]:
             raise InputError(f"its layout has no shortcut from {shape[1]} to {shape[0]} channels in {name}.")
         if shape[1] != channels:
             raise InputError(f"its layout has {channels} channels in front of {name}, which takes {shape[1]}.")
         channels = shape[0]
+    if left_out > LARGEST_LEFT_OUT:
+        raise InputError(f"its layout leaves out {left_out} weights; at most {LARGEST_LEFT_OUT} may be left out.")
     classifier = _table(table["classifier"], "classifier", {"form", "shape"})
     shape = _shape(classifier["shape"], "classifier", 2)
     if shape[1] != channels:
@@ -152,13 +184,18 @@ def restore(layout: dict[str, Any], tensors: Callable[[str], Tensor]) -> PackedL
         tensors: gives a tensor, of the expected dtype and shape, by its name.
 
     Raises:
-        InputError: bytes that are no ternary digits.
+        InputError: bytes that are no ternary digits, or filters that are not as many as the layout says.
     """
 
     def real(name: str) -> RealWeight:
         return RealWeight(tensors(f"{name}.weight"), tensors(f"{name}.scale"))
 
-    def ternary(name: str, form: str, shape: tuple[int, int, int, int]) -> TernaryWeight:
+    def ternary(name: str, form: str, shape: tuple[int, int, int, int], filters: int | None) -> TernaryWeight:
+        if filters is not None:
+            there = unpack_bits(tensors(f"{name}.filters"), shape[0])
+            if int(there.sum()) != filters:
+                raise InputError(f"its {name}.filters are {int(there.sum())} in place of {filters}.")
+            return ternary(name, form, (filters, *shape[1:]), None).with_silent_filters(there)
         scale = tensors(f"{name}.scale")
         if form == "digits":
             values = unpack_digits(tensors(f"{name}.digits"), math.prod(shape))
@@ -170,17 +207,19 @@ def restore(layout: dict[str, Any], tensors: Callable[[str], Tensor]) -> PackedL
     for index, row in enumerate(layout["units"]):
         name = f"units.{index}"
         out_channels, in_channels, kernel_size, _ = row["shape"]
+        shape = out_channels, in_channels, kernel_size, kernel_size
         projection: TernaryWeight | RealWeight | None = None
         if "projection" in row:
             of_projection = f"{name}.projection"
             if row["projection"] in PRECISIONS:
                 projection = real(of_projection)
             else:
-                projection = ternary(of_projection, row["projection"], (out_channels, in_channels, 1, 1))
+                shape_of_it = out_channels, in_channels, 1, 1
+                projection = ternary(of_projection, row["projection"], shape_of_it, row.get("projection_filters"))
         units.append(
             PackedUnit(
                 thresholds=tensors(f"{name}.thresholds"),
-                weight=ternary(name, row["form"], (out_channels, in_channels, kernel_size, kernel_size)),
+                weight=ternary(name, row["form"], shape, row.get("filters")),
                 rprelu=tensors(f"{name}.rprelu"),
                 stride=row["stride"],
                 projection=projection,
@@ -217,7 +256,7 @@ def _shape(value: Any, name: str, length: int) -> tuple[int, ...]:
     return tuple(_integer(size, f"{name}.shape", LARGEST_CHANNELS) for size in value)
 
 
-def _integer(value: Any, name: str, largest: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
-        raise InputError(f"its {name} is not an integer from 1 to {largest}.")
+def _integer(value: Any, name: str, largest: int, smallest: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not smallest <= value <= largest:
+        raise InputError(f"its {name} is not an integer from {smallest} to {largest}.")
     return value

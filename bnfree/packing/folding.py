@@ -159,14 +159,16 @@ def _fold_unit(name: str, unit: ResidualUnit, precision: RealPrecision) -> Packe
 def _fold_binary(layer: BinaryConv2d, factor: Tensor) -> TernaryWeight:
     """Signs and scales of factor * effective weight, `factor` float64 (O,)."""
     weight, mask = _effective_weight(layer), layer.mask
-    if mask is not None and layer.kept_rows is not None:
-        mask = mask.new_ones(weight.shape, device="cpu").index_copy(0, layer.kept_rows.cpu(), mask.cpu())
     # Every survivor of a filter has the same magnitude, exactly.
     scale = weight.flatten(1).abs().amax(1).double() * factor
     values = torch.where(weight >= 0, 1, -1).to(torch.int8)
     values = torch.where(factor.view(-1, 1, 1, 1) < 0, -values, values)
+    there = torch.arange(layer.out_channels) if layer.kept_rows is None else layer.kept_rows.cpu()
     if mask is not None:
-        values *= mask.cpu()
+        values[there] *= mask.cpu()
+    # What is multiplied by 0 can be anything, so that whole filters that are pruned need no plane of survivors.
+    silent = scale.float() == 0
+    values[silent] = int((values[~silent] != 0).all())
     return TernaryWeight.from_values(values, scale.abs().float())
 
 

@@ -150,10 +150,10 @@ def test_operations_parameters_and_bits_by_hand():
     assert before.binary_params - after.binary_params == 3 * 4 * 9 + 8 * 4 * 9
     assert before.real_params - after.real_params == 3 + 8
     rows = {row.name: row for row in after.rows}
-    # As a packed file, which keeps a filter for every channel.
-    assert rows["body.0.0.convolution"].bits == 4 * 36 + 32 * 4
-    assert rows["body.1.0.convolution"].bits == 8 * 36 + 32 * 8
-    assert after.bytes_packed == before.bytes_packed
+    # As a packed file, which has a bit for each channel and nothing else of a row that is gone.
+    assert rows["body.0.0.convolution"].bits == 1 * 36 + 32 * 1 + 4
+    assert rows["body.1.0.convolution"].bits == 8
+    assert 8 * (before.bytes_packed - after.bytes_packed) == 11 * (36 + 32) - 4 - 8
     assert rows["body.1.0.convolution"].ops == 0
 
 
@@ -164,6 +164,8 @@ def test_a_packed_file_computes_the_same(tmp_path):
     assert torch.equal(pack(smaller, engine="torch")(images), expected)
     pack(smaller, engine="torch").save(tmp_path / "network.safetensors")
     assert torch.equal(load(tmp_path / "network.safetensors", engine="torch")(images), expected)
+    pack(whole, engine="torch").save(tmp_path / "whole.safetensors")
+    assert (tmp_path / "network.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
 
 
 def test_a_packed_file_has_all_channels_of_stem_and_shortcuts(tmp_path):

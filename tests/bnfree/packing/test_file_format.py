@@ -83,7 +83,9 @@ def test_everything_comes_back(tmp_path, precision, masks, binary_shortcut):
 
 def test_the_file_describes_itself(path):
     table = read_table(path)
-    assert table["format_version"] == 1
+    # One filter of the projection has lost all its weights.
+    assert table["format_version"] == 2
+    assert table["layout"]["units"][1]["projection_filters"] == 5
     assert table["layout"]["architecture"] == "TwoUnits"
     assert table["info"] == {
         "mean": [0.1, 0.2], "std": [0.3, 0.4], "image_shape": [2, 6, 6], "class_names": ["a", "b", "ß", "d"],
@@ -94,6 +96,53 @@ def test_the_file_describes_itself(path):
     assert tensors["classifier.weight"].dtype == torch.float16
     assert tensors["units.0.signs"].dtype == torch.uint8
     assert tensors["units.1.thresholds"].shape == (3,)
+
+
+def test_what_earlier_versions_can_read_says_so(tmp_path):
+    pack(scatter(TwoUnits()), info=INFO, engine="torch").save(tmp_path / "file")
+    assert read_table(tmp_path / "file")["format_version"] == 1
+
+
+@pytest.mark.parametrize("masks", ["planes", "digits"])
+@pytest.mark.parametrize("density", [None, 0.6])
+@pytest.mark.parametrize("binary_shortcut", [True, False])
+def test_filters_that_make_nothing_are_not_in_the_file(tmp_path, masks, density, binary_shortcut):
+    network = scatter(TwoUnits(binary_shortcut=binary_shortcut), density=density)
+    pack(network, engine="torch").save(tmp_path / "whole", masks=masks)
+    with torch.no_grad():
+        network.body[0].convolution.gain[:] = 0
+        network.body[1].convolution.gain[[0, 2, 5]] = 0
+        if binary_shortcut:
+            network.body[1].projection.gain[[1, 2, 3]] = 0
+    packed = pack(network, engine="torch")
+    packed.save(tmp_path / "file", masks=masks)
+    tensors, whole = load_file(tmp_path / "file"), load_file(tmp_path / "whole")
+    assert tensors["units.0.scale"].shape == (0,)
+    assert tensors["units.0.filters"].tolist() == [0]
+    assert tensors["units.1.filters"].tolist() == [0b011010]
+    assert tensors["units.1.scale"].shape == (3,)
+    form = "signs" if density is None else {"planes": "survivors", "digits": "digits"}[masks]
+    of_byte = 5 if form == "digits" else 8
+    assert tensors[f"units.1.{form}"].shape == (-(-3 * 27 // of_byte),)
+    assert whole[f"units.1.{form}"].shape == (-(-6 * 27 // of_byte),)
+    loaded = load(tmp_path / "file", engine="torch")
+    before, after = dict(tensors_of(packed.layers)), dict(tensors_of(loaded.layers))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(X), network(X), rtol=1e-3, atol=1e-3)
+
+
+def test_whole_filters_that_are_pruned_need_no_plane_of_survivors():
+    network = scatter(TwoUnits(binary_shortcut=False))
+    layer = network.body[1].convolution
+    mask = torch.ones_like(layer.weight, dtype=torch.bool)
+    mask[2:4] = False
+    layer.set_mask(mask)
+    packed = pack(network, engine="torch")
+    assert packed.layers.units[1].weight.survivors is None
+    with torch.no_grad():
+        torch.testing.assert_close(packed(X), network(X), rtol=1e-3, atol=1e-3)
 
 
 SAVE = """
@@ -170,7 +219,7 @@ def test_files_of_another_kind_are_refused_in_one_sentence(tmp_path):
 
 
 def test_another_version_is_named(path):
-    for version in (2, 0, "1", True, None):
+    for version in (3, 0, "1", True, None):
         table = {**read_table(path), "format_version": version}
         rewrite(path, table, load_file(path))
         with pytest.raises(InputError, match="format version"):
@@ -208,6 +257,25 @@ HOSTILE = {
     "kernel": (changed_layout("layout", "stem", "shape", value=[3, 2, 101, 101]), "at most 7"),
     "even": (changed_layout("layout", "units", 0, "shape", value=[3, 3, 2, 2]), "odd"),
     "stride": (changed_layout("layout", "units", 0, "stride", value=0), "units.0.stride"),
+    "filters_all": (changed_layout("layout", "units", 1, "projection_filters", value=6), "not an integer from 0 to 5"),
+    "filters_fewer": (changed_layout("layout", "units", 1, "projection_filters", value=4), "projection.scale is F32"),
+    "filters_bits": (
+        changed_tensors("units.1.projection.filters", lambda t: t & (t - 1)),
+        "projection.filters are 4 in place of 5",
+    ),
+    "filters_of_none": (changed_layout("layout", "units", 0, "projection_filters", value=1), "has no projection"),
+    "filters_real": (changed_layout("layout", "units", 1, "projection", value="float16"), "has real weights"),
+    "filters_huge": (
+        changed_layout(
+            "layout",
+            "units",
+            value=[
+                {"form": "signs", "shape": shape, "stride": 1, "shortcut_scale": 1.0, "filters": 0}
+                for shape in ([3 << 10, 3, 3, 3], [3 << 10, 3 << 10, 7, 7])
+            ],
+        ),
+        "leaves out 462504960 weights",
+    ),
     "boolean": (changed_layout("layout", "units", 0, "stride", value=True), "units.0.stride"),
     "pool": (changed_layout("layout", "stem", "pool", value=1), "pool"),
     "factor": (changed_layout("layout", "units", 0, "shortcut_scale", value=float("nan")), "shortcut_scale nan"),
