@@ -1,6 +1,6 @@
 """A network in C beside the numba engine and ONNX Runtime in float32, one image a call, one thread, in one run.
 
-    python benchmarks/c_network.py cifar10_reactnet18 [--width 64] [--seconds 10]
+    python benchmarks/c_network.py cifar10_reactnet18_w16 [--width 64] [--seconds 10]
 
 All three take turns, each with an untimed call in front; printed are the least and the median of each, and sizes of the
 compiled file as `size` says them. ONNX Runtime is left out where it is not installed. With `--width` a network of
@@ -92,7 +92,7 @@ def cortex_m4(folder, images):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network", nargs="?", default="cifar10_reactnet18")
+    parser.add_argument("network", nargs="?", default="cifar10_reactnet18_w16")
     parser.add_argument("--width", type=int)
     parser.add_argument("--backbone", default="ReActNet18")
     parser.add_argument("--stem", default=None)

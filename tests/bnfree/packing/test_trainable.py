@@ -60,7 +60,7 @@ def test_a_fresh_network_with_them_computes_what_the_packed_one_does(kind, width
 
 @pytest.mark.slow
 def test_the_pretrained_network_trains_on():
-    layers, _ = read(pretrained_path("cifar10_reactnet18"))
+    layers, _ = read(pretrained_path("cifar10_reactnet18_w16"))
     network = ReActNet18(num_classes=10, width=16, binary_shortcut=True)
     network.load_state_dict(trainable_state_dict(layers, network))
     batch = images(1, 16, 3, 32, 32)

@@ -93,9 +93,9 @@ def test_a_network_without_a_head_by_that_name(tmp_path):
         load_initial_weights(Headless(), tmp_path / "weights.pt", replace_head=True)
 
 
-@pytest.mark.parametrize("source", ["cifar10_reactnet18", "file"])
+@pytest.mark.parametrize("source", ["cifar10_reactnet18_w16", "file"])
 def test_a_pretrained_network_is_known_by_its_name(source):
-    path = pretrained_path("cifar10_reactnet18")
+    path = pretrained_path("cifar10_reactnet18_w16")
     backbone = network(num_classes=10, width=16, binary_shortcut=True)
     load_initial_weights(backbone, str(path) if source == "file" else source)
     images = torch.randn(4, 3, 32, 32)
