@@ -19,7 +19,7 @@ from bnfree.errors import InputError
 from bnfree.lean.activations import LeanRSign
 from bnfree.lean.derivative import QUADRATIC, WINDOW, Derivative
 from bnfree.lean.function import as_output
-from bnfree.plugins import name_of, register, resolve
+from bnfree.plugins import check_call, name_of, register, resolve
 
 KIND = "sign_estimator"
 
@@ -144,11 +144,16 @@ def get_estimator(estimator: Estimator) -> type[SignEstimator]:
     """The class that a name or a dotted path stands for.
 
     Raises:
-        InputError: no such estimator, or something that has no `slope`.
+        InputError: no such estimator, something that has no `slope`, or a slope with other arguments.
     """
     found: type[SignEstimator] = resolve(KIND, estimator, "estimator")
     if not (isinstance(found, type) and issubclass(found, SignEstimator) and hasattr(found, "slope")):
         raise InputError(f"estimator={estimator!r} is no estimator; give a subclass of bnfree.binarize.SignEstimator.")
+    # Of a class that is given itself, nothing is looked at that torch.compile could not follow.
+    if isinstance(estimator, str):
+        form, progress = ("slope(x, progress)", {"progress": 0.0}) if found.scheduled else ("slope(x)", {})
+        given = f"the slope of estimator={estimator!r}"
+        check_call(found.slope, given, f"{form}, as a static method is", None, **progress)
     return found
 
 

@@ -248,6 +248,30 @@ def imported(path: str, argument: str) -> Any:
     return getattr(module, name)
 
 
+def check_call(plugin: Any, given: str, form: str, *arguments: Any, **keywords: Any) -> None:
+    """Refuses what cannot be called with the arguments that plugins of its kind are given; nothing is called.
+
+    Args:
+        plugin: the class or function.
+        given: how the user gave it, the subject of the message.
+        form: the call, such as `head(features, num_classes)`.
+        arguments: of the call, as many as there are; their values have no part.
+        keywords: likewise.
+
+    Raises:
+        InputError: it takes other arguments.
+    """
+    try:
+        signature = inspect.signature(plugin)
+    except (TypeError, ValueError):
+        # Functions that are written in C may not say what they take.
+        return
+    try:
+        signature.bind(*arguments, **keywords)
+    except TypeError as error:
+        raise InputError(f"{given} cannot be called as {form} ({error}); give one that can.") from None
+
+
 def name_of(kind: str, plugin: Any) -> str:
     """What to write into a config or a file so that `resolve` finds a plugin again: its name, or its dotted path.
 

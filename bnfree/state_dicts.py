@@ -129,6 +129,16 @@ def weights_of(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Ten
     return state
 
 
+def is_safetensors(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins like one of safetensors, as packed networks are; torch takes those for damaged."""
+    try:
+        with Path(path).open("rb") as file:
+            start, size = file.read(9), file.seek(0, os.SEEK_END)
+    except OSError:
+        return False
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") + 8 <= size
+
+
 def read_checkpoint_file(path: str | os.PathLike[str], given: str) -> Any:
     """What a checkpoint file holds, tensors on the CPU.
 
@@ -141,6 +151,11 @@ def read_checkpoint_file(path: str | os.PathLike[str], given: str) -> Any:
     """
     if not Path(path).is_file():
         raise InputError(f"{given} is not a file; give a checkpoint.")
+    if is_safetensors(path):
+        raise InputError(
+            f"{given} is a file of safetensors, such as the packed networks of bnfree export, and no checkpoint; give "
+            "the checkpoint that it was made of."
+        )
     try:
         checksums.check(path, given)
         file_bounds.check_archive(path, given)

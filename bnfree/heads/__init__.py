@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnfree.errors import InputError
-from bnfree.plugins import resolve
+from bnfree.plugins import check_call, resolve
 
 Head = str | Callable[[int, int], nn.Module]
 """A name, a dotted path, the callable itself, or in YAML a class with its arguments (`class_path`, `init_args`)."""
@@ -55,9 +55,11 @@ def build_head(head: Head, features: int, num_classes: int) -> nn.Module:
     """The module that a name, a dotted path or a callable stands for.
 
     Raises:
-        InputError: no such head, or something that is no module.
+        InputError: no such head, something that is no module, or a callable that takes other arguments.
     """
     found = resolve("head", head)
+    if callable(found):
+        check_call(found, f"head={head!r}", "head(features, num_classes)", features, num_classes)
     module: Any = found(features, num_classes) if callable(found) else found
     if not isinstance(module, nn.Module):
         raise InputError(f"head={head!r} is no head; give a callable from features and classes to a module.")

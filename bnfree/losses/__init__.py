@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bnfree.errors import InputError
-from bnfree.plugins import resolve
+from bnfree.plugins import check_call, resolve
 
 Loss = str | Callable[[Tensor, Tensor], Any]
 """A name, a dotted path, the callable itself, or in YAML a class with its arguments (`class_path`, `init_args`)."""
@@ -40,7 +40,8 @@ def build_loss(loss: Loss, label_smoothing: float = 0.0) -> Callable[[Tensor, Te
         label_smoothing: for losses that have such an argument.
 
     Raises:
-        InputError: no such loss, something that cannot be called, or label smoothing for a loss that has none.
+        InputError: no such loss, something that cannot be called with logits and labels, or label smoothing for a loss
+            that has none.
     """
     found: Any = resolve("loss", loss)
     if not callable(found):
@@ -54,6 +55,7 @@ def build_loss(loss: Loss, label_smoothing: float = 0.0) -> Callable[[Tensor, Te
         made = found(**options) if isinstance(found, type) else partial(found, **options) if options else found
     except TypeError as error:
         raise InputError(f"loss={loss!r} needs arguments ({error}); give a class or function that does not.") from error
+    check_call(made, f"loss={loss!r}", "loss(logits, labels)", None, None)
     return made
 
 

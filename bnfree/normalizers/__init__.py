@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from bnfree.errors import InputError
-from bnfree.plugins import name_of, resolve
+from bnfree.plugins import check_call, name_of, resolve
 
 KIND = "normalizer"
 Norm = str | Callable[[int], nn.Module | None]
@@ -51,11 +51,12 @@ def get_normalizer(norm: Norm) -> Callable[[int], nn.Module | None]:
     """The callable that a name or a dotted path stands for.
 
     Raises:
-        InputError: no such normaliser, or something that cannot be called.
+        InputError: no such normaliser, or something that cannot be called with a number of channels.
     """
     found = resolve(KIND, norm, "norm")
     if not callable(found):
         raise InputError(f"norm={norm!r} is no normaliser; give a callable from channels to a module.")
+    check_call(found, f"norm={norm!r}", "norm(channels)", 1)
     return found
 
 

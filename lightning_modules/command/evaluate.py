@@ -22,11 +22,13 @@ def run(arguments: Sequence[str]) -> None:
         print_help(subcommand, options)
         return
     from bnfree.lightning_modules.command.packed import names_packed_network, run_test
-    from bnfree.lightning_modules.command.predict import names_images, run_predict
+    from bnfree.lightning_modules.command.predict import names_images, refuse_options_of_images, run_predict
 
     if subcommand == "predict" and names_images(options):
         run_predict(arguments)
         return
+    if subcommand == "predict":
+        refuse_options_of_images(options)
     if subcommand == "test" and names_packed_network(options):
         run_test(arguments)
         return

@@ -43,6 +43,24 @@ def names_images(arguments: Sequence[str]) -> bool:
     return bool(positionals) or any(map(names_packed_file, values_of(arguments, "--model", "--ckpt_path")))
 
 
+def refuse_options_of_images(arguments: Sequence[str]) -> None:
+    """Refuses the options of image files where none are named.
+
+    Args:
+        arguments: what follows the subcommand.
+
+    Raises:
+        InputError: there is one.
+    """
+    given = {word.partition("=")[0] for word in arguments}
+    for option in ("--top", "--json", "--output", "--exif_orientation", "--engine", "--threads"):
+        if option in given:
+            raise InputError(
+                f"{option} goes with image files, and none are given; name them: bnfree predict --ckpt_path CKPT "
+                f"IMAGE... {option}. Without images, predictions of the data's test images are written as CSV."
+            )
+
+
 def run_predict(arguments: Sequence[str]) -> None:
     """Predicts the classes of image files.
 
@@ -62,6 +80,8 @@ def run_predict(arguments: Sequence[str]) -> None:
         )
     if given.output is not None and not Path(given.output).name.endswith(".csv"):
         raise InputError(f"output={given.output!r} must be a CSV file, such as predictions.csv.")
+    if given.output is not None and given.json:
+        raise InputError(f"json does not go with output={given.output!r}, which is a CSV file; give one of them.")
     turned = None if given.exif_orientation is None else given.exif_orientation == "true"
     if _names_checkpoint(model):
         use_threads(given.threads)

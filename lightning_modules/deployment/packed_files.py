@@ -81,6 +81,13 @@ def packed_path(given: str | Path) -> Path:
         InputError: there is none.
     """
     path = pull(str(given)) if is_hub(str(given)) else Path(given).expanduser()
+    # Data may lie in a directory that is called like a pretrained network.
+    if path.is_dir() and not names_packed_file(str(given)):
+        best = path / "checkpoints" / "best.ckpt"
+        remedy = f"; bnfree test --ckpt_path={best} evaluates the run's checkpoint" if best.is_file() else ""
+        raise InputError(
+            f"model={str(given)!r} is a directory; give a packed file, as bnfree export writes it{remedy}."
+        )
     if not path.is_file():
         if path.suffix:
             raise InputError(f"model={str(given)!r} is no file; give a packed file, as bnfree export writes it.")

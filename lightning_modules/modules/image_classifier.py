@@ -335,6 +335,22 @@ class ImageClassifier(LightningModule):
         evaluate_frozen(self.backbone, self.freeze_kind)
         return self
 
+    def _logits(self, images: Tensor) -> Tensor:
+        """The logits (N, num_classes) of a training or an evaluation.
+
+        Raises:
+            InputError: the network gives something else.
+        """
+        logits: Any = self(images)
+        expected = (len(images), self._num_classes())
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if found != expected:
+            raise InputError(
+                f"backbone={type(uncompiled(self.backbone)).__name__} gives {found} in place of logits {expected}, one "
+                "number for each image and class; put its last layer right, such as model.backbone.head."
+            )
+        return cast(Tensor, logits)
+
     def training_loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         """What is minimised, of shape (), for logits (N, num_classes) of images (N, C, H, W): `loss`.
 
@@ -345,8 +361,14 @@ class ImageClassifier(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The training loss of a batch of images (N, C, H, W) and labels (N,), or (N, num_classes) of mixed images."""
         images, labels = batch
-        logits = self(images)
+        logits = self._logits(images)
         loss = self.training_loss(images, logits, labels)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            found = f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            raise InputError(
+                f"the training loss of {len(images)} images is {found}, in place of a tensor of one number; let "
+                f"model.loss ({getattr(self.loss, '__name__', type(self.loss).__name__)}) give their mean."
+            )
         self.log("loss", loss, on_step=True, on_epoch=False, prog_bar=True, logger=False)
         # Mixed images have shares of classes for a label; the largest is what they mostly show.
         shown = labels.argmax(1) if labels.dim() == 2 else labels
@@ -369,7 +391,7 @@ class ImageClassifier(LightningModule):
 
     def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> None:
         images, labels = batch
-        logits = self(images)
+        logits = self._logits(images)
         self._log_metrics(stage, F.cross_entropy(logits, labels), logits, labels)
 
     def _log_metrics(self, stage: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:

@@ -17,6 +17,7 @@ from bnfree.datamodules.score_subsets import write_scores
 from bnfree.errors import InputError
 from bnfree.feature_complexity import feature_complexity
 from bnfree.hessian import layer_sensitivities
+from bnfree.lightning_modules.experiments.tickets.pruned_network import check_output
 from bnfree.lightning_modules.training.config.parser import build_data
 from bnfree.lightning_modules.training.network import build_network, load_weights, read_description
 from bnfree.trainability import activation_patterns, gradient_condition
@@ -60,9 +61,11 @@ def analyse(settings: AnalysisSettings) -> list[tuple[str, dict[str, float]]]:
         settings: which network, and how.
 
     Raises:
-        InputError: an analysis that is not known, or a network or data that cannot be had.
+        InputError: an analysis that is not known, no images, or a network or data that cannot be had.
     """
     _one_of("analysis", settings.analysis, ANALYSES)
+    if settings.num_images < 1:
+        raise InputError(f"num_images={settings.num_images} must be at least 1.")
     network, data = _network_and_data(settings.source, settings.options, needs_data=settings.analysis != "complexity")
     if settings.analysis == "complexity":
         return [(name, {"features": float(n)}) for name, n in feature_complexity(network).items()]
@@ -87,11 +90,13 @@ def score_data(settings: ScoreSettings) -> int:
         The number of images.
 
     Raises:
-        InputError: a score that is not known, no network, data that cannot be had, or networks of other images.
+        InputError: a score that is not known, no network, data that cannot be had, networks of other images, or a place
+            that cannot be written to, which is found before anything is scored.
     """
     _one_of("score", settings.score, SCORES)
     if not settings.sources:
         raise InputError("sources names no network; give at least one run directory or checkpoint.")
+    check_output(settings.output, True, *settings.sources)
     totals: dict[int, float] = {}
     for source in settings.sources:
         network, data = _network_and_data(source, settings.options)

@@ -95,6 +95,8 @@ def draw_runs(groups: list[Group], title: str) -> Figure:
     scales: dict[str, list[Axes]] = {}
     drawn: list[tuple[Axes, list[EndLabel]]] = []
     in_place = len(groups) <= MOST_NAMES and all(len(group.label) <= LONGEST_NAME for group in groups)
+    # Of one group the colours tell training from validation, and a legend would say something else.
+    in_place = in_place or len(groups) == 1
     for panel, cell in zip(panels, cells, strict=False):
         axes = figure.add_subplot(grid[cell])
         drawn.append((axes, _draw_panel(axes, panel, groups, in_place)))

@@ -20,6 +20,7 @@ from bnfree.import_names import class_paths_of_today
 from bnfree.lightning_modules.training.messages import say
 from bnfree.lightning_modules.training.run_directory import CHECKPOINTS
 from bnfree.names import did_you_mean
+from bnfree.state_dicts import is_safetensors
 from bnfree.tickets import is_ticket
 from bnfree.tickets.ticket_file import CONFIG_KEYS
 
@@ -41,6 +42,12 @@ def read_checkpoint(path: str, weights_only: bool = True) -> dict[str, Any]:
         found = sorted(str(p) for p in (*folder.glob("*.ckpt"), *folder.glob("checkpoints/*.ckpt")))
         remedy = did_you_mean(path, found) or f"give a checkpoint file{f', such as {found[0]}' if found else ''}."
         raise InputError(f"ckpt_path={path!r} {kind}; {remedy}")
+    if is_safetensors(file):
+        raise InputError(
+            f"ckpt_path={path!r} is a file of safetensors, such as the packed networks of bnfree export, and no "
+            "checkpoint; give the checkpoint that it was made of. Packed networks go to predict, test and bench, and a "
+            "training starts from one with --model.init_from."
+        )
     try:
         checksums.check(file, f"ckpt_path={path!r}")
         if weights_only:

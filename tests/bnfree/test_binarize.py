@@ -96,6 +96,26 @@ def test_an_unknown_estimator_is_named_with_the_choices(make):
         make()
 
 
+def test_a_slope_that_takes_something_else_is_refused():
+    class Method(SignEstimator):
+        name = "a method for this test"
+
+        def slope(self, x):
+            return x
+
+    class Scheduled(SignEstimator):
+        name, scheduled = "without progress for this test", True
+
+        @staticmethod
+        def slope(x):
+            return x
+
+    with pytest.raises(InputError, match=r"^the slope of estimator='a method .* as slope\(x\), as a static method is"):
+        RSign(3, "a method for this test")
+    with pytest.raises(InputError, match=r"estimator='without .* as slope\(x, progress\)"):
+        RSign(3, "without progress for this test")
+
+
 def test_rsign_shifts_each_channel():
     rsign = RSign(3)
     assert rsign.shift.tolist() == [0, 0, 0]

@@ -71,3 +71,5 @@ def test_what_is_no_head_is_refused():
         ReActNet18(width=2, head="bnfree.heads.Head")
     with pytest.raises(InputError, match="is no head"):
         ReActNet18(width=2, head=lambda features, classes: features)
+    with pytest.raises(InputError, match=r"^head=.* cannot be called as head\(features, num_classes\) \(too many"):
+        ReActNet18(width=2, head=lambda features: nn.Linear(features, 10))

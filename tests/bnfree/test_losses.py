@@ -44,6 +44,7 @@ def test_ones_own(loss):
         ("torch.pi", 0, "loss='torch.pi' is no loss"),
         (squared, 0.1, "label_smoothing=0.1 is not an argument of loss="),
         (Weighted, 0, "needs arguments .*weight"),
+        (lambda logits: logits.sum(), 0, r"cannot be called as loss\(logits, labels\) \(too many"),
     ],
 )
 def test_mistakes(loss, smoothing, message):

@@ -149,6 +149,7 @@ def test_what_depends_on_the_image_is_not_packed_and_named_as_uncounted(norm):
         ("grup_norm", "norm='grup_norm' is not known; did you mean 'group_norm'"),
         ("no_such_module.Norm", "norm='no_such_module.Norm' cannot be imported"),
         ("bnfree.normalizers.KIND", "is no normaliser"),
+        ("torch.nn.GroupNorm", r"norm='torch.nn.GroupNorm' cannot be called as norm\(channels\) .*num_channels"),
     ],
 )
 def test_what_is_no_normaliser_is_refused(kind, norm, message):

@@ -8,8 +8,14 @@ from bnfree.errors import InputError
 from bnfree.files import whole_file
 from bnfree.import_names import folder
 from bnfree.names import did_you_mean
+from bnfree.plugins import BUILT_IN
 
 SUFFIXES = (".yaml", ".yml", ".json")
+# What switches on the plugins of these kinds, of which the oldest have no overlay.
+OPTIONS = {
+    "sign_estimator": "model.backbone.estimator", "normalizer": "model.backbone.norm", "head": "model.backbone.head",
+    "loss": "model.loss",
+}  # fmt: skip
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -61,6 +67,9 @@ def find_config(name: str | Path, beside: str | Path | None = None, given: str |
 
 
 def _remedy(path: Path, place: Path) -> str:
+    for kind, option in OPTIONS.items():
+        if str(path) in BUILT_IN[kind]:
+            return f"this plugin has no overlay: give --{option}={path} instead."
     folders = dict.fromkeys((place / path.parent, Path(), Path("configs")))
     found = [
         file.relative_to(place) if file.is_relative_to(place) else file for f in folders for file in f.glob("*.y*ml")

@@ -23,6 +23,7 @@ from bnfree.lightning_modules.training.config.shipped import SUFFIXES, find_conf
 from bnfree.lightning_modules.training.run_directory import CHECKPOINTS, CONFIG, latest_config, run_directory_of
 from bnfree.names import did_you_mean
 from bnfree.packing.hub import is_hub, pull
+from bnfree.packing.zoo import pretrained_names
 from bnfree.users_words import note, take_allowed
 
 SOURCE = "a YAML config, a run directory or a checkpoint"
@@ -216,7 +217,17 @@ def options_of(source: str) -> list[str]:
         return ["--config", source]
     if path.is_dir():
         raise InputError(f"{source!r} is a directory without {CONFIG}, not of a run; give {SOURCE}.")
+    if not path.exists() and _means_pretrained(source):
+        raise InputError(
+            f"{source!r} is a pretrained packed network, which predict, test, bench and export take; give {SOURCE}."
+        )
     if not path.exists() and not path.suffix:
         remedy = did_you_mean(source, shipped_configs()) or f"give {SOURCE}."
         raise InputError(f"{source!r} does not exist; {remedy}")
     return ["--ckpt_path", str(path)]
+
+
+def _means_pretrained(name: str) -> bool:
+    """Whether it begins the name of a pretrained network and of no config."""
+    configs = any(config.startswith(name) for config in shipped_configs())
+    return not configs and any(network.startswith(name) for network in pretrained_names())

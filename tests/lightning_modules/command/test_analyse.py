@@ -31,6 +31,14 @@ def test_analyses_give_their_figures(capsys, analysis, columns):
         assert found["network"]["patterns"] == 4
 
 
+def test_what_cannot_be_done_is_said_before_anything_is_done(tmp_path, capsys):
+    assert main(["analyse", "quickstart", "trainability", "--num_images=0", *SMALL]) == 2
+    assert "num_images=0 must be at least 1." in capsys.readouterr().err
+    assert main(["score-data", "nothing", f"--output={tmp_path}", "--overwrite"]) == 2
+    assert f"output={str(tmp_path)!r} is a directory; give the name of a file." in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_scores_of_two_networks_are_averaged(tmp_path, capsys):
     output = tmp_path / "scores.csv"
     words = [f"--output={output}", *SMALL]

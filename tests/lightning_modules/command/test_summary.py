@@ -14,9 +14,11 @@ import torch
 from bnfree.backbones import ReActNet18
 from bnfree.costs import count_ops
 from bnfree.lightning_modules.cli import main
+from bnfree.packing import pretrained_path
 from bnfree.tickets import Ticket, apply, prune, save_ticket
 
 CONFIGS = Path(__file__).parents[3] / "configs"
+PACKED = pretrained_path("digits_reactnet18")
 TOTALS = (
     "bops", "bops_on_real_input", "flops", "ops", "binary_params", "real_params", "density", "bytes_packed",
     "bytes_float32",
@@ -291,6 +293,8 @@ def test_help_shows_its_own_options_and_not_those_of_training(bnfree):
         (["data.yaml"], "model is required and not given"),
         (["list.yaml"], "config='list.yaml' holds no keys such as model"),
         (["broken.yaml"], "config='broken.yaml', line 2, column 1: this is not YAML"),
+        ([PACKED], "' is a file of safetensors, such as the packed networks of bnfree"),
+        (["digits_reactnet18"], "'digits_reactnet18' is a pretrained packed network, which predict, test, bench"),
         (["bad.ckpt"], "ckpt_path='bad.ckpt' cannot be read as a checkpoint: it is damaged or incomplete"),
         (["toy.yaml"], "image_shape is not given, and ToyData does not say it; add --image_shape=C,H,W."),
         (["--model=toy_project.ToyModule", "--model.backbone=toy_project.ToyNet"], "there is no data section"),

@@ -165,6 +165,8 @@ def test_without_numba_it_works_and_says_once_how_to_be_fast(bnfree, packed, pro
         (["network.safetensors", "images", "--threads=0"], "threads=0 must be at least 1"),
         (["network.safetensors", "images", "--threads=x"], "--threads: invalid int value"),
         (["network.safetensors", "images", "--output=x.txt"], "output='x.txt' must be a CSV file"),
+        (["network.safetensors", "images", "--json", "--output=x.csv"], "json does not go with output='x.csv', which"),
+        (["--ckpt_path=some.ckpt", "--top=3"], "--top goes with image files, and none are given; name them: bnfree"),
         (["network.safetensors", "images", "--tops=3"], "option '--tops=3' is not expected here"),
     ],
 )
@@ -218,6 +220,10 @@ def test_another_normalisation_is_said(bnfree, project):
 def test_data_that_do_not_fit_are_refused(complaint, project, packed):
     digits_network(project / "digits.safetensors")
     assert "data are not given" in complaint("test", "digits.safetensors")
+    (project / "run" / "checkpoints").mkdir(parents=True)
+    assert "model='run' is a directory; give a packed file, as bnfree export writes it." in complaint("bench", "run")
+    (project / "run" / "checkpoints" / "best.ckpt").touch()
+    assert "; bnfree test --ckpt_path=run/checkpoints/best.ckpt evaluates" in complaint("bench", "run")
     assert "has 10 classes, the network 5" in complaint("test", packed, "--data=DigitsDataModule")
     assert "is one network too many" in complaint("test", packed, "digits.safetensors", "--data=DigitsDataModule")
 

@@ -426,6 +426,22 @@ def test_classes_are_those_of_the_output_where_the_network_does_not_say(corners,
         ImageClassifier(nn.Linear(2, 2), weight_decay_on="all")
 
 
+def test_a_head_or_loss_of_other_numbers_than_it_should_give_is_refused():
+    batch = torch.randn(2, 3, 8, 8), torch.tensor([0, 3])
+    module = ImageClassifier(network(width=2, head=lambda features, classes: nn.Linear(features, classes + 1)))
+    for step in (module.training_step, module.validation_step):
+        with pytest.raises(InputError, match=r"gives \(2, 5\) in place of logits \(2, 4\)"):
+            step(batch, 0)
+
+    def unreduced(logits, labels):
+        return F.cross_entropy(logits, labels, reduction="none")
+
+    with pytest.raises(InputError, match=r"of 2 images is of shape \(2,\), .* model.loss \(unreduced\)"):
+        ImageClassifier(network(width=2), loss=unreduced).training_step(batch, 0)
+    with pytest.raises(InputError, match="of 2 images is a float, in place of a tensor"):
+        ImageClassifier(network(width=2), loss=lambda logits, labels: 1.0).training_step(batch, 0)
+
+
 @pytest.mark.parametrize("classes", [3, 101])
 def test_torchvisions_networks_are_backbones_as_they_are(classes):
     module = ImageClassifier(resnet18(num_classes=classes))

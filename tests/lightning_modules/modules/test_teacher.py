@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
 
@@ -145,6 +146,7 @@ def damaged(path):
         ({}, lambda path: None, "teacher.weights='.*' is not a file"),
         ({"network": network}, lambda path: None, "teacher.weights='.*' is not a file"),
         ({"network": network}, damaged, "cannot be read as a checkpoint"),
+        ({}, lambda path: save_file({"a": torch.zeros(1)}, path), "is a file of safetensors, .* and no checkpoint"),
         ({"network": network}, lambda path: torch.save(network(width=8).state_dict(), path), "in another shape"),
         ({"network": network}, lambda path: torch.save(network(norm="none").state_dict(), path), "lacks"),
         ({}, lambda path: torch.save(network().state_dict(), path), "give teacher.network too"),

@@ -136,6 +136,12 @@ def test_nothing_overlaps(tmp_path, count):
     assert len(figure.legends) == (count > 5)
 
 
+def test_one_run_has_no_legend_whatever_its_name(tmp_path):
+    figure = figure_of(write_run(tmp_path / "a name of more than twenty letters"))
+    assert not figure.legends
+    assert figure.get_suptitle() == "Title"
+
+
 def test_each_label_has_the_colour_of_its_line(tmp_path):
     runs = [write_run(tmp_path / str(alpha), noise=alpha, model__backbone__alpha=alpha) for alpha in (1, 2, 3)]
     axes = panels(figure_of(*runs))["Validation accuracy"]

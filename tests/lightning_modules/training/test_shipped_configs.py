@@ -54,6 +54,11 @@ def test_an_unknown_name_is_answered_with_the_nearest(here, name):
         find_config(name)
 
 
+def test_a_plugin_without_an_overlay_is_answered_with_its_option(here):
+    with pytest.raises(InputError, match=r"^config='cosine' does not exist; .* give --model.backbone.head=cosine inst"):
+        find_config("cosine")
+
+
 def test_the_nearest_name_may_be_a_file_of_the_user(here):
     (here / "my_training.yaml").write_text("trainer: {}\n")
     with pytest.raises(InputError, match=r"names 'my_trainin.yaml', which does not exist; .*'my_training.yaml'"):
