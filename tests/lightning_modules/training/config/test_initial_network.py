@@ -58,7 +58,11 @@ def test_files_that_say_nothing(tmp_path):
 
 
 def test_the_network_of_a_pretrained_name_is_in_the_config_with_the_users_options(tmp_path):
-    options = {"model.init_from": "cifar10_reactnet18_w16", "model.backbone.num_classes": 4, "data.data_dir": str(tmp_path)}
+    options = {
+        "model.init_from": "cifar10_reactnet18_w16",
+        "model.backbone.num_classes": 4,
+        "data.data_dir": str(tmp_path),
+    }
     settings = parse_fit(FitSettings("finetune", options)).settings
     arguments = settings["model"]["init_args"]["backbone"]["init_args"]
     assert (arguments["width"], arguments["num_classes"], arguments["binary_shortcut"]) == (16, 4, True)
