@@ -113,9 +113,10 @@ def fold(module: nn.Module | None, channels: int) -> tuple[Tensor, Tensor]:
         return fold_batch_norm(module)
     folded: Any = getattr(module, "folded", None)
     if folded is None:
+        why = "whose result depends on the image" if is_per_image(module) else "which has no method folded()"
         raise InputError(
-            f"model has a {type(module).__name__}, whose result depends on the image, so that it cannot be folded into "
-            "thresholds; pack a network whose norm is 'bn_free', 'batch_norm' or 'none'."
+            f"model has a {type(module).__name__}, {why}, so that it cannot be folded into thresholds; pack a network "
+            "whose norm is 'bn_free', 'batch_norm' or 'none'."
         )
     factor, shift = (torch.as_tensor(value).detach().cpu().double() for value in folded())
     if factor.shape != (channels,) or shift.shape != (channels,):

@@ -136,8 +136,11 @@ def test_ones_own_with_alpha_and_beta_is_calibrated_and_packed():
 @pytest.mark.parametrize("norm", ["group_norm", "layer_norm"])
 def test_what_depends_on_the_image_is_not_packed_and_named_as_uncounted(norm):
     network = ReActNet18(width=2, norm=norm)
-    with pytest.raises(InputError, match=r"^model has a (Group|Layer)Norm.*cannot be folded.*'bn_free', 'batch_norm'"):
+    words = r"^model has a (Group|Layer)Norm, whose result depends on .*cannot be folded.*'bn_free', 'batch_norm'"
+    with pytest.raises(InputError, match=words):
         pack(network)
+    with pytest.raises(InputError, match=r"^model has a Identity, which has no method folded\(\), so that"):
+        pack(ReActNet18(width=2, norm=nn.Identity))
     assert "body.0.0.normalizer" in count_ops(network, (3, 16, 16)).uncounted
     assert count_ops(ReActNet18(width=2, norm="batch_norm"), (3, 16, 16)).uncounted == ()
 

@@ -301,8 +301,10 @@ def explain_runtime_error(error: RuntimeError) -> str | None:
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     if lines and lines[0].startswith(WRONG_STATE_DICT):
         owner = lines[0].rpartition("for ")[2].rstrip(":")
+        what = lines[1][:LONGEST].rstrip(".")
         return (
-            f"the checkpoint's weights do not fit {owner} ({lines[1][:LONGEST]}); give a checkpoint of the same model."
+            f"the checkpoint's weights do not fit {owner} ({what}); leave out what you changed in the model, or give a "
+            "checkpoint of this model."
         )
     if lines and UNKNOWN_METRIC in lines[0]:
         return " ".join(lines)

@@ -1,7 +1,9 @@
 """Each mistake in what the user typed is answered in one sentence with the remedy."""
 
 import pytest
+from torch.nn import Linear
 
+from bnfree.lightning_modules.training.config.explanations import explain_runtime_error
 from bnfree.lightning_modules.training.config.value_types import explain_value
 
 CALLBACK = "- class_path: toy_project.ToyCallback"
@@ -116,6 +118,16 @@ def test_traceback_on_request(project, bnfree, monkeypatch):
     monkeypatch.setenv("BNFREE_TRACEBACK", "1")
     with pytest.raises(ValueError, match="max_epochs='two'"):
         bnfree("fit", "--config", "toy.yaml", "--trainer.max_epochs=two")
+
+
+def test_weights_of_another_width_are_one_sentence():
+    with pytest.raises(RuntimeError) as caught:
+        Linear(2, 1).load_state_dict(Linear(3, 1).state_dict())
+    said = explain_runtime_error(caught.value)
+    assert said.startswith("the checkpoint's weights do not fit Linear (size mismatch for weight: ")
+    assert said.endswith(
+        "torch.Size([1, 2])); leave out what you changed in the model, or give a checkpoint of this model."
+    )
 
 
 def test_a_complaint_without_a_value_is_left_to_others():
