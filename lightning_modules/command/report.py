@@ -44,7 +44,8 @@ def run(arguments: Sequence[str]) -> None:
     for line in _lines(written.groups):
         print(line)
     print(f"Table: {written.path}")
-    print(f"Figure: {written.figures[0]}")
+    for figure in written.figures:
+        print(f"Figure: {figure}")
 
 
 def _lines(groups: Sequence[Group]) -> list[str]:

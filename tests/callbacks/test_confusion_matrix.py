@@ -1,6 +1,7 @@
 """What a test counts of its classes, and what a report makes of it."""
 
 import csv
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,6 +41,8 @@ def test_the_test_after_a_fit_leaves_the_matrix_that_the_report_draws(tmp_path, 
     assert [int(row["correct"]) for row in classes] == [found.counts[i][i] for i in range(10)]
     assert [float(row["accuracy"]) for row in classes] == pytest.approx(found.accuracies(), abs=1e-6)
     assert main(["report", "run"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-2:] == [f"Figure: {Path('run/report') / name}" for name in ("report.png", "confusion.png")]
     text = (tmp_path / "run" / "report" / "report.md").read_text()
     assert "![Confusion matrix](confusion.png)" in text
     worst = min(classes, key=lambda row: float(row["accuracy"]))
