@@ -135,7 +135,7 @@ class PackedNetwork:
 
         Example:
             >>> from bnfree.packing import pretrained_path
-            >>> network = load(pretrained_path("cifar10"), engine="torch")
+            >>> network = load(pretrained_path("cifar10_reactnet18_w16"), engine="torch")
             >>> [guess.label for guess in network.predict(torch.zeros(3, 40, 50, dtype=torch.uint8), top=2)]
             ['cat', 'deer']
         """

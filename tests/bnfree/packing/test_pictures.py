@@ -22,7 +22,7 @@ class NotThere:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, NotThere())
 from bnfree.packing import load, pretrained_path
-network = load(pretrained_path("cifar10"), sys.argv[2])
+network = load(pretrained_path("cifar10_reactnet18_w16"), sys.argv[2])
 for guess in network.predict(sys.argv[1], top=3):
     print(guess.label, f"{guess.probability:.6f}")
 assert "torch._dynamo" not in sys.modules
@@ -32,7 +32,7 @@ assert not {"bnfree.datamodules", "bnfree.lightning_modules", "bnfree.callbacks"
 
 @pytest.fixture
 def network():
-    return load(pretrained_path("cifar10"), "torch")
+    return load(pretrained_path("cifar10_reactnet18_w16"), "torch")
 
 
 @pytest.fixture
