@@ -104,6 +104,15 @@ class ClipOnlyConvolutions(Callback):
                 group["clip_factor"] = 0.0
 
 
+class PlainBinaryWeights(Callback):
+    """Changes training: binary weights are gain * mean|w| * sign(w), without standardisation."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Switches it off, before anything is calibrated."""
+        for unit in _units(pl_module):
+            unit.convolution.standardize = False
+
+
 def _units(pl_module: LightningModule) -> list[ResidualUnit]:
     return [module for module in pl_module.modules() if isinstance(module, ResidualUnit)]
 

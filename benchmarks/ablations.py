@@ -59,6 +59,7 @@ ROWS: dict[str, dict[str, str]] = {
         "0.02, convolutions only": f"{PLUGIN}ClipOnlyConvolutions",
         "0.02, classifier too": f"{CLIP}0.02 --trainer.callbacks.exclude=[]",
     },
+    "weights of binary convolutions": {"plain, with a gain": f"{PLUGIN}PlainBinaryWeights"},
     "weight decay": {
         f"1e-4 on {what}": f"--model.optimizer.weight_decay=1e-4 --model.weight_decay_on={what}"
         for what in ("convolutions", "all")

@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from bnfree import plugins
+
 # Drawn anew in each run, examples find more, but a test would fail by chance: `--hypothesis-profile=default` for that.
 # A busy machine may need any time for an example.
 settings.register_profile("same", derandomize=True, deadline=None)
@@ -28,3 +30,9 @@ def home(tmp_path_factory):
 def seed():
     """The same random numbers for a test, whichever tests the process has run before."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def registered_plugins(monkeypatch):
+    """Names that a test registers, as a subclass of `SignEstimator` with a name does, are gone after it."""
+    monkeypatch.setattr(plugins, "_registered", {kind: dict(found) for kind, found in plugins._registered.items()})
