@@ -108,7 +108,7 @@ def test_classes_of_the_user_and_of_bnfree_train_together(elsewhere, start):
 def test_a_notebook_trains_twice(elsewhere):
     code = """
 import sys
-sys.argv = ["ipykernel_launcher.py", "-f", "/tmp/kernel.json"]
+sys.argv = ["ipykernel_launcher.py", "-f", "kernel.json"]
 from bnfree.lightning_modules import FitSettings, fit
 short = {"trainer.max_steps": 2, "trainer.val_check_interval": 2, "model.backbone.width": 4, "test_after_fit": False}
 results = [fit(FitSettings(configs=("quickstart",), options=short)) for _ in range(2)]
