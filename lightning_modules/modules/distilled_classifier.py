@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
@@ -180,6 +181,14 @@ class DistilledClassifier(ImageClassifier):
         self.soft_losses.update(soft.detach(), weight=len(labels))
         self.log("train/distillation_loss", self.soft_losses, on_step=False, on_epoch=True, batch_size=len(labels))
         hard = self.loss(logits, labels)
+        return (1 - self.hard_label_weight) * soft + self.hard_label_weight * hard
+
+    def loss_of_guessing(self) -> float | None:
+        """What `train/loss` is where all classes have the same logits; None with a discriminator, whose loss adds."""
+        hard = super().loss_of_guessing()
+        if hard is None or self.discriminator is not None:
+            return None
+        soft = self.temperature**2 * math.log(self._num_classes())
         return (1 - self.hard_label_weight) * soft + self.hard_label_weight * hard
 
     def parameter_groups(self) -> list[dict[str, Any]]:

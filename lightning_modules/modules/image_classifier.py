@@ -358,6 +358,16 @@ class ImageClassifier(LightningModule):
         """
         return self.loss(logits, labels)
 
+    def loss_of_guessing(self) -> float | None:
+        """What `train/loss` is where all classes have the same logits, over all classes; None where it is not known.
+
+        `CollapseCheck` compares with it. To be overridden together with `training_loss` where that has another scale.
+        """
+        classes = self._num_classes()
+        labels = torch.arange(classes, device=self.device)
+        with torch.no_grad():
+            return float(self.loss(torch.zeros(classes, classes, device=self.device), labels))
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The training loss of a batch of images (N, C, H, W) and labels (N,), or (N, num_classes) of mixed images."""
         images, labels = batch

@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from bnfree.backbones import ReActNet18
 from bnfree.callbacks import CollapseCheck
+from bnfree.lightning_modules import ImageClassifier
 
 
 def loader(batches=24):
@@ -89,6 +90,19 @@ def test_a_loss_of_training_is_told_in_its_own_epoch(classifier, make_trainer, n
     (line,) = said(make_trainer, Logged(network, adam(1e-3)), batches=2)
     guessing = "where guessing among 10 classes gives 2.30"
     assert line.startswith(f"epoch 0: train/loss is 7.9, {guessing}: {what}; lower the learning rate")
+
+
+@pytest.mark.parametrize(("scale", "lines"), [(4, 0), (1, 1)])
+def test_a_loss_of_training_is_compared_with_its_own_loss_of_guessing(make_trainer, network, scale, lines):
+    class Scaled(ImageClassifier):
+        def training_loss(self, images, logits, labels):
+            return 9.0 + 0 * logits.sum()
+
+        def loss_of_guessing(self):
+            return scale * super().loss_of_guessing()
+
+    heard = said(make_trainer, Scaled(network, calibration="none"), batches=2)
+    assert len([line for line in heard if "train/loss is 9" in line]) == lines
 
 
 @pytest.mark.parametrize(

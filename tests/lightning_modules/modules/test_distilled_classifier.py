@@ -16,6 +16,7 @@ from bnfree.backbones import ReActNet18
 from bnfree.datamodules import DigitsDataModule
 from bnfree.errors import InputError
 from bnfree.lightning_modules import DistilledClassifier, ImageClassifier, Teacher
+from bnfree.losses.comp_sum import CompSum
 
 
 def network(seed=0, **options):
@@ -303,3 +304,28 @@ def test_two_processes_train_the_student_of_one_and_do_not_see_the_teacher(tmp_p
         results.append(torch.load(out, weights_only=True))
     for name, value in results[0].items():
         torch.testing.assert_close(results[1][name], value, rtol=1e-9, atol=1e-9)
+
+
+class Undecided(nn.Module):
+    """A network that gives every class of every image the same logit."""
+
+    num_classes = 4
+
+    def __init__(self):
+        super().__init__()
+        self.logit = nn.Parameter(torch.zeros(()))
+
+    def forward(self, images):
+        return self.logit.expand(len(images), 4)
+
+
+@pytest.mark.parametrize("loss", [None, CompSum(tau=0), CompSum(tau=1.5)])
+@pytest.mark.parametrize("options", [{}, {"temperature": 3.0}, {"temperature": 2.0, "hard_label_weight": 0.25}])
+def test_what_guessing_costs(options, loss):
+    module = distilled(teacher_network().eval(), Undecided(), loss=loss or "cross_entropy", **options)
+    module.log = lambda *arguments, **keywords: None
+    images, labels = torch.randn(3, 3, 8, 8), torch.tensor([0, 3, 1])
+    module.teachers[0].load(4)
+    found = module.training_loss(images, module(images), labels).item()
+    assert module.loss_of_guessing() == pytest.approx(found, rel=1e-6)
+    assert distilled(Teacher(teacher_network()), discriminator_weight=1.0).loss_of_guessing() is None
