@@ -45,6 +45,8 @@ class AdversarialStyle(nn.Module):
         self.reversal = reversal
         self.mean_strength, self.std_strength = nn.Parameter(torch.zeros(channels)), nn.Parameter(torch.zeros(channels))
         self.register_buffer("started", torch.tensor(False))
+        # What `started` holds, once it has been asked for: a GPU would be waited for in every step.
+        self._has_started = False
         self._kind: Kind = "none"
         self._generator: torch.Generator | None = None
 
@@ -52,21 +54,29 @@ class AdversarialStyle(nn.Module):
         """Says what the next forward pass in training does, and where its draws are from."""
         self._kind, self._generator = kind, generator
 
+    @torch.no_grad()
+    def _start(self, mean_strength: Tensor, std_strength: Tensor) -> None:
+        for strength, found in ((self.mean_strength, mean_strength), (self.std_strength, std_strength)):
+            strength.copy_(torch.where(self.started, strength, found))
+        self.started.fill_(True)
+        self._has_started = True
+
+    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
+        super()._load_from_state_dict(*arguments, **options)
+        self._has_started = False
+
     def forward(self, x: Tensor) -> Tensor:
         """Restyled `x` (N, C, H, W)."""
         if not self.training:
             return x
         mean, std = x.detach().mean((2, 3)), x.detach().std((2, 3), correction=0)
         spreads = mean.std(0, correction=0), std.std(0, correction=0)
-        if not self.started:
-            with torch.no_grad():
-                self.mean_strength.copy_(spreads[0])
-                self.std_strength.copy_(spreads[1])
-                self.started.fill_(True)
+        if not self._has_started:
+            self._start(*spreads)
         if self._kind == "none":
             # The strengths take part, with a gradient of 0, so that processes wait for none.
             return x + 0 * (self.mean_strength.sum() + self.std_strength.sum())
-        drawn = torch.randn(2, *mean.shape, generator=self._generator).to(x.device, x.dtype)
+        drawn = torch.randn(2, *mean.shape, generator=self._generator).to(x.device, x.dtype, non_blocking=True)
         strengths = (self.mean_strength, self.std_strength)
         if self._kind == "adversarial":
             spreads = _Against.apply(strengths[0], self.reversal), _Against.apply(strengths[1], self.reversal)

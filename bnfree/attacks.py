@@ -66,14 +66,15 @@ def pgd(
         Shape and dtype of `images`; every pixel within the range of pixels.
     """
     centre, scale = (
-        torch.tensor(list(v), device=images.device, dtype=images.dtype).view(-1, 1, 1) for v in (mean, std)
+        torch.tensor(list(v), dtype=images.dtype).view(-1, 1, 1).to(images.device, non_blocking=True)
+        for v in (mean, std)
     )
     low, high = (0 - centre) / scale, (1 - centre) / scale
     reach, step = attack.epsilon / scale, attack.step_size / scale
     low, high = torch.maximum(images - reach, low), torch.minimum(images + reach, high)
     found = images.detach().clone()
     if attack.random_start:
-        drawn = torch.rand(images.shape, generator=generator).to(images.device, images.dtype)
+        drawn = torch.rand(images.shape, generator=generator).to(images.device, images.dtype, non_blocking=True)
         found = found + (2 * drawn - 1) * reach
     found = found.clamp(low, high)
     for _ in range(attack.steps):

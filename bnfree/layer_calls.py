@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from bnfree.autocast import without_autocast
 from bnfree.convolution import BinaryConv2d
 from bnfree.errors import InputError
 
@@ -62,7 +63,7 @@ def record_calls(
         # Not by eval(), which a network may have overridden to freeze or to fuse something.
         for module, _ in modes:
             module.training = False
-        with torch.no_grad(), torch.autocast(like.device.type, enabled=False):
+        with torch.no_grad(), without_autocast(like.device):
             model(image)
     except RuntimeError as error:
         reason = next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), "no reason given")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bnfree.callbacks.prediction_writer import PredictionWriter
     from bnfree.callbacks.signal_propagation import SignalPropagation
     from bnfree.callbacks.throughput import Throughput
+    from bnfree.callbacks.training_bar import TrainingBar
     from bnfree.callbacks.weight_dynamics import WeightDynamics
     from bnfree.callbacks.weight_standardization_check import WeightStandardizationCheck
 
@@ -45,6 +46,7 @@ __all__ = [
     "PredictionWriter",
     "SignalPropagation",
     "Throughput",
+    "TrainingBar",
     "WeightDynamics",
     "WeightStandardizationCheck",
 ]
@@ -65,6 +67,7 @@ _MODULES = {
     "PredictionWriter": "bnfree.callbacks.prediction_writer",
     "SignalPropagation": "bnfree.callbacks.signal_propagation",
     "Throughput": "bnfree.callbacks.throughput",
+    "TrainingBar": "bnfree.callbacks.training_bar",
     "WeightDynamics": "bnfree.callbacks.weight_dynamics",
     "WeightStandardizationCheck": "bnfree.callbacks.weight_standardization_check",
 }

@@ -58,7 +58,7 @@ class ForgettingScores(Callback):
         data: Any = getattr(trainer, "datamodule", None)
         if logits is None or self._counts is None:
             return
-        positions = torch.from_numpy(data.positions).to(logits.device)
+        positions = torch.from_numpy(data.positions).to(logits.device, non_blocking=True)
         right = logits.argmax(1) == batch[1]
         answers = cast(Tensor, pl_module.all_gather(torch.stack([positions, right.long()]))).cpu()
         for one in answers.view(-1, 2, answers.shape[-1]):

@@ -8,6 +8,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from bnfree.bar_items import is_read_in_every_step
+
 
 class Throughput(Callback):
     """Only observes: images trained on per second, and the share of the time that goes by waiting for them.
@@ -17,15 +19,17 @@ class Throughput(Callback):
     `img/s` and `wait`. Validation and the writing of checkpoints do not count.
 
     A clock is read three times a step and nothing else is done: a GPU, which works behind the process that feeds it, is
-    never waited for (Lightning's `ThroughputMonitor` does so in every step). Hence the rate is right over several steps
-    and not over one, and time in which the process waits for data while the GPU is busy counts as waiting too. Waiting
-    is all from the end of a step to the next batch on its device: reading, augmentation, transfer.
+    never waited for (Lightning's `ThroughputMonitor` does so in every step, as do bars other than `TrainingBar`). Hence
+    the rate is right over several steps and not over one, and time in which the process waits for data while the GPU is
+    busy counts as waiting too. Waiting is all from the end of a step to the next batch on its device: reading,
+    augmentation, transfer.
     """
 
     def __init__(self) -> None:
         self._last_end: float | None = None
         self._start = 0.0
         self._since_logged, self._of_epoch = _Sums(), _Sums()
+        self.bar_items: dict[str, float] = {}
 
     def epoch_summary(self) -> tuple[float, float] | None:
         """Images per second and share of waiting (0 to 1) of the epoch so far; None if no images were counted."""
@@ -56,7 +60,7 @@ class Throughput(Callback):
             sums.wait += wait
             sums.seconds += end - self._start + wait
         if trainer._logger_connector.should_update_logs and not trainer.fit_loop._should_accumulate():
-            self._log(pl_module)
+            self._log(trainer, pl_module)
         self._last_end = time.perf_counter()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -67,15 +71,16 @@ class Throughput(Callback):
         """As a validation."""
         self._last_end = None
 
-    def _log(self, pl_module: LightningModule) -> None:
+    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         rates, self._since_logged = self._since_logged.rates(), _Sums()
         if rates is None:
             return
         images_per_second, wait = rates
         values = {"throughput/images_per_second": images_per_second, "throughput/data_wait": wait}
         pl_module.log_dict(values, on_step=True, on_epoch=False)
-        shown = {"img/s": float(round(images_per_second)), "wait": round(wait, 2)}
-        pl_module.log_dict(shown, on_step=True, on_epoch=False, prog_bar=True, logger=False)
+        self.bar_items = {"img/s": float(round(images_per_second)), "wait": round(wait, 2)}
+        if is_read_in_every_step(trainer):
+            pl_module.log_dict(self.bar_items, on_step=True, on_epoch=False, prog_bar=True, logger=False)
 
 
 class _Sums:

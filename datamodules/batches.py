@@ -61,7 +61,7 @@ def finish_batch(
         extra = None
     if batch.offsets is not None and flips is not None:
         if extra is not None and draws is not None and extra.flips == "alternating":
-            flips = extra.flips_of(draws).to(images.device)
+            flips = extra.flips_of(draws).to(images.device, non_blocking=True)
         reflect = extra is not None and extra.padding_mode == "reflect"
         images = crop_and_flip(images, batch.offsets, flips, padding, reflect)
     if extra is not None and draws is not None:
@@ -69,7 +69,7 @@ def finish_batch(
     images = normalize(images, mean, std)
     if batch.color_shift is not None:
         # Normalisation is affine, so the shift may follow it once divided by std.
-        shift = batch.color_shift / torch.tensor(std, device=images.device)
+        shift = batch.color_shift / torch.tensor(std).to(images.device, non_blocking=True)
         images += shift[:, :, None, None]
     if extra is not None and draws is not None:
         return extra.change_values(images, batch.targets, draws)

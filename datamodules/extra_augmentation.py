@@ -96,7 +96,7 @@ class ExtraAugmentation:
         if self.cutout:
             size = images.shape[2:]
             centres = [[random.randrange(side) for side in size] for random in draws.of("cutout")]
-            images = cutout(images, torch.tensor(centres, device=images.device), self.cutout)
+            images = cutout(images, torch.tensor(centres).to(images.device, non_blocking=True), self.cutout)
         return self._mix(images, targets, draws) if self.mixes else (images, targets)
 
     def _mix(self, images: Tensor, targets: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
@@ -114,8 +114,8 @@ class ExtraAugmentation:
                 kept[i, :, top:bottom, left:right] = 0
             else:
                 kept[i] = share
-        shares = kept.mean((1, 2, 3)).to(targets.device)[:, None]
-        kept = kept.to(images.device, images.dtype)
+        shares = kept.mean((1, 2, 3)).to(targets.device, non_blocking=True)[:, None]
+        kept = kept.to(images.device, images.dtype, non_blocking=True)
         classes = F.one_hot(targets, draws.num_classes).float()
         mixed = kept * images[:half] + (1 - kept) * images[half:]
         return mixed, shares * classes[:half] + (1 - shares) * classes[half:]

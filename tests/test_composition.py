@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-import yaml
+from built_callbacks import built
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
@@ -13,18 +13,11 @@ import bnfree.callbacks
 from bnfree.backbones import ReActNet18
 from bnfree.errors import InputError
 from bnfree.lightning_modules import ImageClassifier
-from bnfree.lightning_modules.training.config.shipped import shipped_plugins
 from bnfree.plugins import BUILT_IN, imported, names, resolve
 from bnfree.tickets.key_files import write_owner_key
 from bnfree.tickets.keyed import new_key
 
 SMALL = {"num_classes": 3, "in_channels": 1, "width": 4, "blocks_per_stage": [1, 1, 1, 1]}
-# What a callback needs beyond its defaults, of itself and of the network.
-ARGUMENTS = {"MultiPrizeTicket": {"density": 0.5}, "EarlyBird": {"density": 0.5}}
-NETWORKS = {
-    "EstimatorSchedule": {"estimator": "reste", "weight_estimator": "ede"},
-    "AlphaBatchNorm": {"norm": "batch_norm"},
-}
 # What has to say no to a run of the kind below.
 REFUSED = {
     "ScheduleFree": "optimizer=Adam has no train",
@@ -33,8 +26,8 @@ REFUSED = {
 # Ask for a network that gives logits, and for nothing more.
 FOR_ANY_NETWORK = {"attacked_accuracy", "corrupted_accuracy"}
 ADAM = partial(torch.optim.Adam, lr=1e-2)
-# Needs a compiler, and is one of the first things that its own test asks.
-ELSEWHERE = {"CompiledBackbone"}
+# One needs a compiler, and is one of the first things that its own test asks; the other does nothing without a bar.
+ELSEWHERE = {"CompiledBackbone", "TrainingBar"}
 CALLBACKS = [name for name in bnfree.callbacks.__all__ if name not in ELSEWHERE]
 
 
@@ -69,17 +62,6 @@ def test_every_transform_goes_with_every_normaliser(transform):
         torch.nn.functional.cross_entropy(network(x), labels).backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters()), norm
         assert network.body[0][0].convolution.weight.grad.abs().sum() > 0, norm
-
-
-def built(name):
-    """A callback as the overlay that is named like it has it, or with its defaults; and the network that it is for."""
-    for path in shipped_plugins().values():
-        said = yaml.safe_load(path.read_text())
-        for callback in said.get("trainer", {}).get("callbacks+", []):
-            if callback["class_path"].endswith(f".{name}"):
-                backbone = said.get("model", {}).get("init_args", {}).get("backbone", {}).get("init_args", {})
-                return getattr(bnfree.callbacks, name)(**callback.get("init_args", {})), backbone
-    return getattr(bnfree.callbacks, name)(**ARGUMENTS.get(name, {})), NETWORKS.get(name, {})
 
 
 def run(callbacks, network, directory, ckpt_path=None, optimizer=ADAM, **options):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bnfree.autocast import without_autocast
 from bnfree.backbones.residual import ResidualUnit
 from bnfree.errors import InputError
 from bnfree.state_dicts import uncompiled
@@ -74,7 +75,7 @@ def measure_signals(network: nn.Module, images: Tensor) -> list[UnitSignal]:
     weight = next(network.parameters())
     try:
         network.eval()
-        with torch.autocast(weight.device.type, enabled=False):
+        with without_autocast(weight.device):
             # Not called as a module: that would start the compiler for a batch of another size.
             network.forward(images.to(weight.device, weight.dtype))
     finally:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bnfree.autocast import without_autocast
 from bnfree.convolution import BinaryConv2d
 
 # More exact zeros than this among the surviving latent weights are no accident.
@@ -192,7 +193,7 @@ def _probe(layer: BinaryConv2d) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     probe = torch.randn(2, layer.in_channels, size, size, generator=generator)
     device = layer.weight.device
-    with torch.autocast(device.type, enabled=False):
+    with without_autocast(device):
         probe = probe.to(device, layer.weight.dtype)
         # The forward pass comes first: torch.nn.utils.prune refreshes the weight in a hook before it.
         output = layer(probe)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bnfree.autocast import without_autocast
 from bnfree.errors import InputError
 
 
@@ -44,7 +45,7 @@ class Grassmann(nn.Module):
     def bases(self) -> Tensor:
         """An orthonormal basis of each subspace in its columns, (num_classes, features, dimensions)."""
         # Not in half precision, for which there is no decomposition.
-        with torch.autocast(self.weight.device.type, enabled=False):
+        with without_autocast(self.weight.device):
             return torch.linalg.qr(self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))).Q
 
     def forward(self, features: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bnfree.autocast import autocast_dtype
 from bnfree.lean import weights
 from bnfree.lean.function import Function, as_output
 from bnfree.lean.geometry import Geometry
@@ -57,10 +58,8 @@ def convolution_gradients(
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """In which dtype a convolution of `x` is computed: that of autocast, or its own."""
-    kind = x.device.type
-    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(kind)
-    return x.dtype
+    dtype = autocast_dtype(x.device)
+    return x.dtype if dtype is None or x.dtype == torch.float64 else dtype
 
 
 def small_power(weight: Tensor, dtype: torch.dtype) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bnfree.autocast import without_autocast
 from bnfree.binarize import RSign
 from bnfree.errors import InputError
 from bnfree.packing.packed_network import PackedNetwork
@@ -84,7 +85,7 @@ def observe(network: nn.Module, images: Tensor, tolerance: float = 1e-6) -> Obse
     like = next(network.parameters())
     try:
         network.eval()
-        with torch.autocast(like.device.type, enabled=False):
+        with without_autocast(like.device):
             logits = network(images.to(like.device, like.dtype)).double().cpu()
     finally:
         for hook in hooks:

@@ -109,7 +109,8 @@ class DistilledClassifier(ImageClassifier):
         self.discriminator_weight, self.discriminator_lr = discriminator_weight, discriminator_lr
         self.adversarial = adversarial
         self.discriminator = LogitDiscriminator(self._num_classes()) if discriminator_weight else None
-        self.soft_losses = MeanMetric()
+        # As the losses of `ImageClassifier`: NaN is not left out, which would also wait for a GPU in every step.
+        self.soft_losses = MeanMetric(nan_strategy="disable")
         self.logits_cache = None if logits_cache is None else TeacherLogits(logits_cache)
 
     def setup(self, stage: str) -> None:
@@ -178,7 +179,7 @@ class DistilledClassifier(ImageClassifier):
             soft = soft + self.discriminator_weight * told_apart
         if self.hard_label_weight == 0:
             return soft
-        self.soft_losses.update(soft.detach(), weight=len(labels))
+        self.soft_losses.update(soft.detach().expand(len(labels)))
         self.log("train/distillation_loss", self.soft_losses, on_step=False, on_epoch=True, batch_size=len(labels))
         hard = self.loss(logits, labels)
         return (1 - self.hard_label_weight) * soft + self.hard_label_weight * hard

@@ -17,6 +17,7 @@ from torch.optim import Adam
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from bnfree.bar_items import is_read_in_every_step
 from bnfree.calibration import calibrate, calibrate_gains, calibrate_stem, first_images, is_calibrated
 from bnfree.classifiers import in_channels_of, num_classes_of
 from bnfree.errors import InputError
@@ -199,6 +200,7 @@ class ImageClassifier(LightningModule):
         self.calibration, self.calibration_images, self.recalibrate = calibration, calibration_images, recalibrate
         self.calibrate_init_from = calibrate_init_from
         self._origin: Origin | None = None
+        self.bar_items: dict[str, Tensor] = {}
         self._inputs: Inputs | None = None
         self.freeze_kind = freeze
         freeze_parameters(backbone, freeze)
@@ -379,7 +381,9 @@ class ImageClassifier(LightningModule):
                 f"the training loss of {len(images)} images is {found}, in place of a tensor of one number; let "
                 f"model.loss ({getattr(self.loss, '__name__', type(self.loss).__name__)}) give their mean."
             )
-        self.log("loss", loss, on_step=True, on_epoch=False, prog_bar=True, logger=False)
+        self.bar_items = {"loss": loss.detach()}
+        read = is_read_in_every_step(self._trainer)
+        self.log("loss", loss, on_step=True, on_epoch=False, prog_bar=read, logger=False)
         # Mixed images have shares of classes for a label; the largest is what they mostly show.
         shown = labels.argmax(1) if labels.dim() == 2 else labels
         self._log_metrics("train", loss.detach(), logits.detach(), shown)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bnfree.affine import affine_parameters
+from bnfree.autocast import without_autocast
 from bnfree.errors import InputError
 from bnfree.lightning_modules.modules.image_classifier import ImageClassifier
 from bnfree.state_dicts import uncompiled
@@ -66,7 +67,7 @@ class ZerothOrderClassifier(ImageClassifier):
         """Logits (N, num_classes) of images (N, C, H, W)."""
         if not self.training:
             return self.backbone(images)
-        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+        with torch.no_grad(), without_autocast(images.device):
             return uncompiled(self.backbone)(images)
 
     def training_loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
@@ -74,7 +75,7 @@ class ZerothOrderClassifier(ImageClassifier):
         network = uncompiled(self.backbone)
         estimated = [parameter for parameter in network.parameters() if parameter.requires_grad]
         active = draw_active(estimated, 1 - self.sparsity, self._generator())
-        with torch.autocast(images.device.type, enabled=False):
+        with without_autocast(images.device):
             value, gradients = coordinate_gradients(
                 list(chain_of(network)), images, lambda found: self.loss(found, labels),
                 list(zip(estimated, active, strict=True)), self.step,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressBar
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.nn import UninitializedParameter
 from tqdm import tqdm  # type: ignore[import-untyped]
@@ -16,6 +16,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from bnfree.callbacks.collapse_check import CollapseCheck
 from bnfree.callbacks.non_finite_stop import NonFiniteStop
 from bnfree.callbacks.throughput import Throughput
+from bnfree.callbacks.training_bar import TrainingBar
 from bnfree.files import whole_file
 from bnfree.lightning_modules.training.messages import say
 from bnfree.lightning_modules.training.run_directory import CHECKPOINTS, FINISHED, config_to_write
@@ -44,7 +45,7 @@ def default_callbacks(options: dict[str, Any], always_on: list[Callback], direct
         options["enable_progress_bar"] = sys.stdout.isatty()
         callbacks.append(EpochLines())
     if options.get("enable_progress_bar") and not _has(callbacks, ProgressBar):
-        callbacks.append(TQDMProgressBar())
+        callbacks.append(TrainingBar())
     if options.get("enable_model_summary") is not False and not _has(callbacks, ModelSummary):
         callbacks.append(SizeLine())
     for callback in always_on:

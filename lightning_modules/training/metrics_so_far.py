@@ -36,7 +36,7 @@ def metrics_so_far(trainer: Trainer) -> dict[str, Any]:
               "sync": [entry.meta.sync.should, entry.meta.sync.rank_zero_only],
               "state": _state(entry) if entry.is_tensor else {}}
         for key, entry in loop._results.items()
-        if not entry.has_reset and entry.meta.sync.group is None
+        if entry.meta.on_epoch and not entry.has_reset and entry.meta.sync.group is None
     }  # fmt: skip
     modules = {
         name: _state(metric)
@@ -75,7 +75,8 @@ def restore_metrics(trainer: Trainer, saved: dict[str, Any]) -> None:
     loop: Any = trainer.fit_loop.epoch_loop
     for key, entry in own["results"].items():
         attribute = entry["metric_attribute"]
-        if attribute is None or attribute in metrics:
+        # What holds for one step has no sum, and may be logged in another way now, without a bar that shows it.
+        if entry["on_epoch"] and (attribute is None or attribute in metrics):
             loop._results[key] = _result(trainer, entry, metrics.get(attribute))
     connector: Any = trainer._logger_connector
     if loop._results:

@@ -69,8 +69,7 @@ def test_rate_and_waiting_are_those_of_the_clock(clock, classifier, head, make_t
     trainer.fit(classifier(head()), DataLoader(Slow(clock, 16), 4))
     assert rows(trainer) == [(0.25, 0.25)] * 4
     assert throughput.epoch_summary() == (0.25, 0.25)
-    assert trainer.progress_bar_metrics["img/s"] == 0
-    assert trainer.progress_bar_metrics["wait"] == 0.25
+    assert throughput.bar_items == {"img/s": 0, "wait": 0.25}
 
 
 def test_validation_and_checkpoints_do_not_count(clock, classifier, head, make_trainer, tmp_path):
