@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -100,15 +100,14 @@ class CollapseCheck(Callback):
         if wanted and not shards_parameters(trainer):
             network = uncompiled(backbone_of(pl_module))
             self._say(trainer, [*_one_sided(network, images), *_dead(network)])
-            self._say(trainer, list(_guessing(trainer, network, "val/loss", _chance(network))))
+            self._say(trainer, list(_guessing(trainer, network, "val/loss")))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Looks at the epoch's loss, and whether weights have moved."""
         if trainer.is_global_zero and not shards_parameters(trainer):
             network = uncompiled(backbone_of(pl_module))
             own = getattr(pl_module, "loss_of_guessing", None)
-            guessing = own() if callable(own) else _chance(network)
-            self._say(trainer, list(_guessing(trainer, network, "train/loss", guessing)))
+            self._say(trainer, list(_guessing(trainer, network, "train/loss", own)))
         signs, self._signs = self._signs, {}
         # Below, rates of a schedule's end let signs come to rest; so may one batch.
         if not signs or not self._rates or self._rates[-1] < STILL_LEARNING * max(self._rates):
@@ -158,25 +157,23 @@ def _dead(network: nn.Module) -> Iterator[tuple[str, list[str], str]]:
         yield "dead", names, "has filters that are 0 without being pruned: lower the learning rate, or clip with AGC"
 
 
-def _chance(network: nn.Module) -> float | None:
-    """Cross-entropy of guessing; None where the number of classes is not known."""
-    classes = getattr(network, "num_classes", None)
-    return math.log(classes) if isinstance(classes, int) and classes > 1 else None
-
-
 def _guessing(
-    trainer: Trainer, network: nn.Module, name: str, guessing: float | None
+    trainer: Trainer, network: nn.Module, name: str, own: Callable[[], float | None] | None = None
 ) -> Iterator[tuple[str, list[str], str]]:
-    loss, chance = trainer.callback_metrics.get(name), _chance(network)
-    if loss is None or guessing is None or chance is None or guessing <= 0:
+    classes, loss = getattr(network, "num_classes", None), trainer.callback_metrics.get(name)
+    if loss is None or not isinstance(classes, int) or classes < 2:
         return
-    if float(loss) > WORSE_THAN_GUESSING * guessing:
+    chance = math.log(classes)
+    if float(loss) <= WORSE_THAN_GUESSING * chance:
+        return
+    # Asked for only now: the loss may be anybody's, and calling it is more than to observe.
+    guessing = chance if own is None else own()
+    if guessing is not None and float(loss) > WORSE_THAN_GUESSING * guessing:
         after = trainer.callback_metrics.get("val/loss")
         # Validation comes last in an epoch.
         what = "training diverges"
         if name == "train/loss" and after is not None and float(after) < chance:
             what = f"steps are too large, though val/loss has come back to {float(after):.3g}"
-        classes = network.num_classes
         text = (
             f"is {float(loss):.3g}, where guessing among {classes} classes gives {guessing:.2f}: {what}; lower the "
             "learning rate (a wider network needs a lower one), or clip with AdaptiveGradientClipping"

@@ -365,10 +365,10 @@ class ImageClassifier(LightningModule):
 
         `CollapseCheck` compares with it. To be overridden together with `training_loss` where that has another scale.
         """
-        classes = self._num_classes()
-        labels = torch.arange(classes, device=self.device)
+        classes, like = self._num_classes(), next(self.backbone.parameters())
+        logits = torch.zeros(classes, classes, device=like.device, dtype=like.dtype)
         with torch.no_grad():
-            return float(self.loss(torch.zeros(classes, classes, device=self.device), labels))
+            return float(self.loss(logits, torch.arange(classes, device=like.device)))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The training loss of a batch of images (N, C, H, W) and labels (N,), or (N, num_classes) of mixed images."""

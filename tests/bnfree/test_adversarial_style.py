@@ -76,3 +76,20 @@ def test_strengths_learn_against_the_loss(kind):
         assert not style.std_strength.grad.any()
     with pytest.raises(InputError, match="reversal=0 must be"):
         AdversarialStyle(3, 0)
+
+
+def test_strengths_of_a_file_are_kept_and_those_of_an_unused_layer_start_again():
+    x = torch.randn(4, 3, 5, 5)
+    used, unused = AdversarialStyle(3), AdversarialStyle(3).state_dict()
+    used.draw("none", drawn())
+    used(x)
+    with torch.no_grad():
+        used.mean_strength.add_(1)
+    again = AdversarialStyle(3)
+    again.load_state_dict(used.state_dict())
+    again.draw("none", drawn())
+    again(x)
+    assert torch.equal(again.mean_strength, used.mean_strength)
+    again.load_state_dict(unused)
+    again(x)
+    assert torch.equal(again.mean_strength, x.mean((2, 3)).std(0, correction=0))

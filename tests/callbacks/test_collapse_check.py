@@ -92,6 +92,14 @@ def test_a_loss_of_training_is_told_in_its_own_epoch(classifier, make_trainer, n
     assert line.startswith(f"epoch 0: train/loss is 7.9, {guessing}: {what}; lower the learning rate")
 
 
+def test_a_loss_of_training_is_not_called_in_a_sound_training(make_trainer, network):
+    class Counted(ImageClassifier):
+        def loss_of_guessing(self):
+            raise AssertionError
+
+    assert said(make_trainer, Counted(network, calibration="none"), batches=2) == []
+
+
 @pytest.mark.parametrize(("scale", "lines"), [(4, 0), (1, 1)])
 def test_a_loss_of_training_is_compared_with_its_own_loss_of_guessing(make_trainer, network, scale, lines):
     class Scaled(ImageClassifier):

@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 import torch
@@ -446,3 +447,10 @@ def test_a_head_or_loss_of_other_numbers_than_it_should_give_is_refused():
 def test_torchvisions_networks_are_backbones_as_they_are(classes):
     module = ImageClassifier(resnet18(num_classes=classes))
     assert ("val/acc5" in module.accuracies) == (classes > 100)
+
+
+def test_what_guessing_costs_in_a_loss_of_ones_own_and_in_any_precision():
+    loss = torch.nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 4.0]))
+    module = ImageClassifier(ReActNet18(num_classes=3, width=4), loss=loss)
+    assert module.loss_of_guessing() == pytest.approx(math.log(3))
+    assert module.to(torch.bfloat16).loss_of_guessing() == pytest.approx(math.log(3), rel=1e-2)
