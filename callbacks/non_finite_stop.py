@@ -215,9 +215,13 @@ class NonFiniteStop(Callback):
         places = _gather((_place(place_of, step, bad_batch), bad_batch is not None))
         place = next((text for text, own in places if own), places[0][0])
         own_file = file if trainer.is_global_zero else file.with_name(f"non_finite_rank{trainer.global_rank}.pt")
-        if trainer.is_global_zero or bad_batch is not None:
-            with whole_file(own_file) as unfinished:
-                checksums.save({**content, "place": place}, unfinished)
+        try:
+            if trainer.is_global_zero or bad_batch is not None:
+                with whole_file(own_file) as unfinished:
+                    checksums.save({**content, "place": place}, unfinished)
+        finally:
+            # The first process to stop ends the others, which would leave their files unwritten.
+            trainer.strategy.barrier()
         if may_skip:
             rank_zero_warn(f"{place}. The step is left out, as later ones will be without a word; {file} replays it.")
             return

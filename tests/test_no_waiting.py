@@ -75,6 +75,8 @@ def test_other_backbones(network):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", names("optimizer"))
 def test_optimizers(name):
+    if name == "schedule_free":
+        pytest.importorskip("schedulefree")
     step(ReActNet18(**SMALL), resolve("optimizer", name))
 
 

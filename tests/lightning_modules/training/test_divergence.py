@@ -47,6 +47,14 @@ class Spoil(Callback):
         if trainer.global_step == self.step and trainer.global_rank == self.rank:
             next(pl_module.parameters()).data.view(-1)[0] = float("nan")
 '''
+SLOW_FILES = """
+
+class WritesLate(Callback):
+    def setup(self, trainer, pl_module, stage):
+        save = checksums.save
+        if trainer.global_rank == 1:
+            checksums.save = lambda *arguments: (time.sleep(5), save(*arguments))
+"""
 HUGE = "--model.optimizer.lr=1e9"
 
 
@@ -146,6 +154,9 @@ def test_a_student_that_diverges(digits, bnfree):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_all_processes_stop_together(digits, rank):
     spoil = ["--trainer.callbacks=spoiling.Spoil", "--trainer.callbacks.step=3", f"--trainer.callbacks.rank={rank}"]
+    imports = "import time\nfrom bnfree import checksums\nfrom lightning.pytorch import Callback\n"
+    (digits / "late.py").write_text(imports + SLOW_FILES)
+    spoil += ["--trainer.callbacks+=late.WritesLate"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
         [sys.executable, "-m", "bnfree", "fit", "--config", "network.yaml", "--run_dir=run", "--trainer.strategy=ddp",
