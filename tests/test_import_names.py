@@ -49,7 +49,7 @@ def python(directory, *words, path=None):
 
 
 @pytest.mark.parametrize(
-    "first", ["", "import bnfree\n", pytest.param("import bnfree.callbacks\n", marks=pytest.mark.slow)]
+    "first", ["", *(pytest.param(f"import {n}\n", marks=pytest.mark.slow) for n in ("bnfree", "bnfree.callbacks"))]
 )
 def test_the_users_packages_are_the_users(elsewhere, first):
     code = f"{first}import callbacks, datamodules, lightning_modules, models, configs\nprint(callbacks.__file__)"
@@ -67,8 +67,9 @@ def test_a_namespace_folder_of_a_neighbour_is_its_own(elsewhere, first):
 
 @pytest.mark.parametrize(
     "first",
-    ["callbacks", *(pytest.param(n, marks=pytest.mark.slow) for n in ("bnfree.callbacks", "datamodules.digits"))],
+    ["callbacks", "bnfree.callbacks", "datamodules.digits"],
 )
+@pytest.mark.slow
 def test_no_module_is_there_twice_in_a_checkout(first):
     code = f"""
 import importlib, sys

@@ -71,6 +71,7 @@ def test_a_function_that_makes_a_network(tmp_path, capsys):
     assert "take TimmNetwork" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_network_of_torchvision_from_the_command_line(tmp_path):
     words = [
         *command("bnfree fit --config quickstart --model.backbone")[1:],

@@ -183,6 +183,7 @@ def test_figures_of_the_table(bnfree):
     assert "body.1.0.projection   W1A32" in out
 
 
+@pytest.mark.slow
 def test_the_size_of_the_file_is_that_which_export_writes(run, bnfree, project):
     _, out, _ = bnfree("summary", run, "--image_shape=1,8,8")
     assert bnfree("export", run, "--output=exported.safetensors")[0] == 0

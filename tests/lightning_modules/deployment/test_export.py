@@ -254,6 +254,7 @@ def test_a_trained_network_passes_the_check(bnfree, project, backbone):
     assert "0 by rounded real layers" in out
 
 
+@pytest.mark.slow
 def test_the_function_writes_what_the_command_does(bnfree, best, project):
     settings = ExportSettings(best, project / "python.safetensors", check=True, num_images=40, engine="torch")
     found = export(settings)

@@ -70,6 +70,7 @@ def test_photographs_are_predicted_without_the_data(checkpoint, request, project
         assert [guess.number for guess in guesses] == probabilities.argsort(descending=True).tolist()
 
 
+@pytest.mark.slow
 def test_run_and_table_and_orientation(checkpoint, project, bnfree):
     photo = Image.open(project / "photos" / "ape" / "0.png").convert("RGB")
     exif = Image.Exif()

@@ -106,6 +106,7 @@ def test_results_name_the_accuracies_of_both_stages(finished, capsys):
         assert line.split() == [name, str(epochs), f"{values[-1]:.4f}", f"{max(values):.4f}", "-"]
 
 
+@pytest.mark.slow
 def test_from_python_the_same_weights_and_the_accuracies_of_the_table(finished, tmp_path):
     fit = FitSettings(options={"trainer.enable_model_summary": False})
     result = run_recipe(RecipeSettings(finished / "recipe.yaml", run_dir=tmp_path / "run", fit=fit))

@@ -55,8 +55,8 @@ def test_schedules_by_name(fit, project, complaint):
     ("option", "said"),
     [
         ("--model.weight_decay_on=all", "weight_decay_on=all cannot go on"),
-        ("--model.optimizer.amsgrad=true", "amsgrad=True needs max_exp_avg_sq"),
-        ("--model.lr_scheduler=null", "lr_scheduler=None cannot go on"),
+        pytest.param("--model.optimizer.amsgrad=true", "amsgrad=True needs max_exp_avg_sq", marks=pytest.mark.slow),
+        pytest.param("--model.lr_scheduler=null", "lr_scheduler=None cannot go on", marks=pytest.mark.slow),
     ],
 )
 def test_what_a_checkpoint_cannot_go_on_with_is_one_sentence(fit, project, complaint, option, said):

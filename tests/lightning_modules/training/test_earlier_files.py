@@ -112,6 +112,7 @@ def test_a_ticket_is_described_and_tested(earlier, bnfree):
     assert "is a ticket" in out
 
 
+@pytest.mark.slow
 def test_a_lottery_is_reported_and_known_as_finished(earlier, bnfree):
     code, out, _ = bnfree("report", "lottery")
     assert code == 0

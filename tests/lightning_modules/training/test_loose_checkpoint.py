@@ -16,6 +16,7 @@ def run(tmp_path_factory):
     return train_digits(tmp_path_factory.mktemp("loose") / "run")
 
 
+@pytest.mark.slow
 def test_it_is_tested_and_predicts_on_its_own_data(run, bnfree, project):
     shutil.copy(run / "checkpoints" / "best.ckpt", project / "loose.ckpt")
     quiet = ("--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false")

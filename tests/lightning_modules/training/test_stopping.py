@@ -94,7 +94,7 @@ DIGITS = (
     ("name", "code", "options", "others", "steps"),
     [
         ("SIGTERM", 143, {"step": 5}, [], 5),
-        ("SIGINT", 130, {"step": 6}, [], 6),
+        pytest.param("SIGINT", 130, {"step": 6}, [], 6, marks=pytest.mark.slow),
         # The last batch of an epoch: the checkpoint of the epoch's end is gone on from.
         pytest.param("SIGTERM", 143, {"step": 8}, [], 8, marks=pytest.mark.slow),
         pytest.param("SIGTERM", 143, {"step": 8, "where": "validation"}, [], 8, marks=pytest.mark.slow),
