@@ -16,10 +16,10 @@ the papers' networks are dense; the density says what could be skipped.
 
 Storage. The bits of a deployed network, without what its file format adds:
 
-    binary weight                             1 bit, and 1 bit more in a layer with a pruning mask (a plane of signs, a
-                                              plane of survivors)
+    binary weight                             1 bit, and 1 bit more in a layer of which a filter is pruned in part (a
+                                              plane of signs, a plane of survivors)
     filter of binary weights                  1 number: mean |w|, gain and alpha folded into one scale
-    output of a layer that has lost rows      1 bit: whether its row is there
+    filter that is 0 or not there             nothing; all filters of such a layer have 1 bit more: whether it is there
     weight or bias of a real layer            1 number of half precision; pruned ones too; standardisation and gain are
                                               folded into the weight
     channel of a batch norm                   2 numbers: scale and shift
@@ -206,9 +206,7 @@ def _layer_cost(name: str, layer: Any, owned: int, calls: list[LayerCall], real_
     gain = getattr(layer, "gain", None)
     kept = owned - binary_params - (gain.numel() if isinstance(gain, nn.Parameter) else 0)
     if binary:
-        planes = 1 if getattr(layer, "mask", None) is None else 2
-        outputs = layer.out_channels if getattr(layer, "kept_rows", None) is not None else 0
-        bits = planes * binary_params + CONSTANT_BITS * (weight.shape[0] + kept) + outputs
+        bits = _bits_of_binary(layer, weight, stored=binary_params > 0) + CONSTANT_BITS * kept
     else:
         bits = real_bits * kept
     macs = sum(call.macs for call in calls)
@@ -230,6 +228,15 @@ def _layer_cost(name: str, layer: Any, owned: int, calls: list[LayerCall], real_
         density=int(weight.count_nonzero()) / weight.numel() if weight.numel() else 1.0,
         bits=bits,
     )
+
+
+def _bits_of_binary(layer: Any, weight: Tensor, stored: bool) -> int:
+    """Those of `bnfree.packing`'s files; `stored` is whether the weights are not those of an earlier layer."""
+    filters = weight.detach().flatten(1)
+    filters = filters[(filters != 0).any(1)]
+    outputs = getattr(layer, "out_channels", weight.shape[0])
+    planes = 1 if bool((filters != 0).all()) else 2
+    return planes * filters.numel() * stored + CONSTANT_BITS * len(filters) + (outputs if len(filters) < outputs else 0)
 
 
 def _other_parameters(model: nn.Module, others: dict[str, Tensor], constants: list[Tensor]) -> LayerCost:

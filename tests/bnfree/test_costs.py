@@ -17,6 +17,8 @@ from bnfree.backbones.reactnet_a import BLOCKS
 from bnfree.convolution import BinaryConv2d
 from bnfree.costs import count_ops
 from bnfree.errors import InputError
+from bnfree.packing.file_layout import store
+from bnfree.packing.folding import fold
 
 
 def reactnet_c():
@@ -212,6 +214,34 @@ def test_masks_are_density_and_a_plane_of_bits(binary):
     weights = sum(row.weights for row in after.rows)
     assert before.density == 1
     assert after.density == pytest.approx(1 - 108 / weights)
+
+
+@pytest.mark.parametrize("pruned", ["nothing", "a weight", "filters", "filters and a weight", "everything"])
+def test_bits_of_masks_are_those_of_the_packed_file(pruned):
+    network = ReActNet18(width=4)
+    layer = network.body[0][1].convolution
+    mask = torch.ones_like(layer.weight, dtype=torch.bool)
+    if "filters" in pruned:
+        mask[1:3] = False
+    if "a weight" in pruned:
+        mask[0, 2, 1, 1] = False
+    if pruned == "everything":
+        mask.zero_()
+    dense = count_ops(network, (3, 16, 16))
+    layer.set_mask(mask)
+    rows = {row.name: row for row in count_ops(network, (3, 16, 16)).rows}
+    before = {row.name: row for row in dense.rows}
+    _, tensors = store(fold(network), "planes")
+    packed = {name: tensor for name, tensor in tensors.items() if name.startswith("units.1.")}
+    bits = sum(
+        8 * packed[f"units.1.{plane}"].numel() for plane in ("signs", "survivors") if f"units.1.{plane}" in packed
+    )
+    bits += 32 * packed["units.1.scale"].numel() + (4 if "units.1.filters" in packed else 0)
+    # Whole bytes in the file.
+    assert bits - 16 < rows["body.0.1.convolution"].bits <= bits
+    assert {name: row.bits for name, row in rows.items() if name != "body.0.1.convolution"} == {
+        name: row.bits for name, row in before.items() if name != "body.0.1.convolution"
+    }
 
 
 def test_density_is_that_of_the_effective_weight():
