@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,7 +109,14 @@ def short_layer(name: str) -> str:
 
 
 def save_png(figure: Figure) -> bytes:
-    """The figure as a PNG file."""
+    """The figure as a PNG file, in which a dollar is a dollar: names of classes and runs are no formulas."""
+    from matplotlib import rc_context
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        cast(Text, text).set_parse_math(False)
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
+    # For those that are made while it is drawn.
+    with rc_context({"text.parse_math": False}):
+        figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()

@@ -11,6 +11,7 @@ from matplotlib.colors import same_color
 from matplotlib.text import Annotation, Text
 from small_runs import STEPS, column, write_metrics, write_recipe, write_run
 
+from bnfree.lightning_modules.reports.confusion import Confusion, draw_confusion
 from bnfree.lightning_modules.reports.figures import save_png, spread
 from bnfree.lightning_modules.reports.run_figure import draw_runs
 from bnfree.lightning_modules.reports.run_groups import compare_runs
@@ -238,3 +239,15 @@ def test_a_real_run(tmp_path, monkeypatch):
     assert 0 < stage.seconds < took
     text = (tmp_path / "run" / "report" / "report.md").read_text()
     assert f"| {100 * column('run', 'test/acc')[-1]:.2f} |" in text
+
+
+# No formula, and one that is.
+@pytest.mark.parametrize("name", [r"$\price$", "$a_1$"])
+def test_names_with_dollars_are_drawn_as_they_are(name):
+    figure = draw_confusion(Confusion([name, "other"], [[1, 2], [3, 4]]))
+    figure.suptitle(name)
+    save_png(figure)
+    drawn = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text() == name]
+    # The title, and the class on both axes.
+    assert len(drawn) == 3
+    assert not any(text.get_parse_math() for text in drawn)
