@@ -25,6 +25,8 @@ class SwishSign(SignEstimator):
     @staticmethod
     def slope(x: Tensor) -> Tensor:
         """The derivative at `x`."""
-        # Beyond, the result is below 1e-14 and the cosine hyperbolic of half precision would not be finite.
-        bent = (BETA * x).clamp(-40, 40) if x.dtype != torch.float16 else (BETA * x).clamp(-10, 10)
-        return BETA * (2 - bent * torch.tanh(bent / 2)) / (1 + torch.cosh(bent))
+        # Beyond, the result is below 1e-14.
+        bent = (BETA * x).clamp(-40, 40)
+        # 1 / (1 + cosh) by a number that shrinks: the cosine hyperbolic of half precision is infinite from 12 on.
+        shrunk = torch.exp(-bent.abs())
+        return BETA * (2 - bent * torch.tanh(bent / 2)) * (2 * shrunk / (1 + shrunk).square())

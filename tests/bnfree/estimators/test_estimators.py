@@ -109,6 +109,12 @@ def test_half_precision_stays_finite(name, dtype):
     assert x.grad.isfinite().all()
 
 
+def test_swish_sign_is_as_small_far_away_in_half_precision():
+    x = torch.cat([torch.linspace(0, 4, 65), torch.tensor([10.0, 100.0, 3e4])]).half()
+    slopes = torch.tensor([expected("swish_sign", min(value, 100.0), 0.0) for value in x.tolist()])
+    torch.testing.assert_close(get_estimator("swish_sign").slope(x).float(), slopes, rtol=5e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("lean", [True, False])
 def test_a_sign_has_the_slope_of_its_progress(lean):
     rsign = RSign(2, "ede").double()
