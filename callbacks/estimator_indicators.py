@@ -22,7 +22,8 @@ class EstimatorIndicators(Callback):
 
     Source: ReSTE (Wu et al., ICCV 2023). Over the binary convolutions,
 
-        error        sum over layers of ||f(w) - sign(w)||_2, w the weight in units of its standard deviation
+        error        sum over layers of ||f(w) - sign(w)||_2, w the argument of the weight estimator: the weight in units
+                     of its standard deviation, in plain layers sqrt(fan-in) times the weight
         instability  sum over layers of the variance of |gradient| of the latent weight
 
     f is what the estimator's slope is the derivative of, its `surrogate`; the identity through clamp(w, -1, 1) where no
@@ -78,7 +79,8 @@ def estimating_error(layers: list[BinaryConv2d]) -> Tensor:
     for layer in layers:
         latent, mask = layer.latent_weight(), layer.mask
         count = latent[0].numel() if mask is None else mask.sum((1, 2, 3), keepdim=True).clamp(min=1)
-        weight = standardize_weight(latent, mask, layer.eps) * count**0.5
+        # Plain layers take the sign of the weight as it is.
+        weight = (standardize_weight(latent, mask, layer.eps) if layer.standardize else latent) * count**0.5
         estimator: Any = layer.weight_estimator
         if estimator is None:
             surrogate = weight.clamp(-1, 1)

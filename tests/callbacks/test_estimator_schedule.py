@@ -99,15 +99,18 @@ class Gradients(Callback):
         self.error = 0.0
         for layer in (unit.convolution for stage in pl_module.backbone.body for unit in stage):
             rows = layer.weight.detach().double().flatten(1)
-            unit = ((rows - rows.mean(1, keepdim=True)) / rows.std(1, correction=0, keepdim=True)).flatten()
+            unit = rows * rows.shape[1] ** 0.5
+            if layer.standardize:
+                unit = (rows - rows.mean(1, keepdim=True)) / rows.std(1, correction=0, keepdim=True)
             power = 1 / 3
-            f = [abs(v) ** power if abs(v) > 0.1 else abs(v) * 0.1**power / 0.1 for v in unit.tolist()]
+            f = [abs(v) ** power if abs(v) > 0.1 else abs(v) * 0.1**power / 0.1 for v in unit.flatten().tolist()]
             self.error += sum((value - 1) ** 2 for value in f) ** 0.5
 
 
-def test_the_indicators_are_those_of_reste(classifier, make_trainer, make_loader):
+@pytest.mark.parametrize("norm", ["bn_free", "batch_norm"])
+def test_the_indicators_are_those_of_reste(norm, classifier, make_trainer, make_loader):
     ours, theirs = EstimatorIndicators(), Gradients()
-    module = classifier(small(weight_estimator="reste"))
+    module = classifier(small(weight_estimator="reste", norm=norm))
     for layer in (unit.convolution for stage in module.backbone.body for unit in stage):
         layer.estimator_progress.fill_(1.0)
     trainer = make_trainer(ours, theirs)
