@@ -1,6 +1,6 @@
 """What stock runtimes make of a binary network: size, latency of one image on one thread, agreement of classes.
 
-python benchmarks/stock_runtimes.py [--model digits|cifar10|FILE] [--folder DIR] [--images 1000] [--seconds 2]
+python benchmarks/stock_runtimes.py [--model NAME|FILE] [--folder DIR] [--images 1000] [--seconds 2]
 
 The packed network (numba, which is the reference of all), OpenVINO's binary convolution, the C export compiled here,
 ONNX Runtime on float32 and on what its own tool quantises to 8 bits, and ExecuTorch with XNNPACK. What is not installed

@@ -14,8 +14,9 @@ FLOOR = 8
 class LogitDiscriminator(nn.Module):
     """Three linear layers K -> K/8 -> K/64 -> 2 with ReLU between them, on logits of K classes.
 
-    Source: MEAL V2 (Shen and Savvides, arXiv 2009.08453) and its public code. Deviation: no hidden layer is narrower
-    than eight, since theirs are made for 1,000 classes.
+    Source: MEAL V2 (Shen and Savvides, arXiv 2009.08453) and its public code. Deviations: no hidden layer is narrower
+    than eight, since theirs are made for 1,000 classes; and nothing stands behind the last layer, where theirs has a
+    ReLU, which gives answers below 0 no gradient.
 
     Args:
         num_classes: K.

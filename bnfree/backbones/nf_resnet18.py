@@ -119,7 +119,8 @@ class NFResNet18(nn.Module):
         in_channels: channels of the images.
         norm: `bn_free` (NF-ResNet-18), `batch_norm` (the pre-activation ResNet-18), `none`, another name of
             `bnfree.normalizers`, or the dotted path of your own normaliser.
-        head: from pooled features to logits: `linear`, `cosine`, or the dotted path of your own, see `bnfree.heads`.
+        head: from pooled features to logits: `linear`, `cosine`, `equiangular`, `grassmann`, or the dotted path of your
+            own, see `bnfree.heads`.
         inner_channels: channels between the two convolutions of each of the eight blocks, which are then plain: what
             `bnfree compress` writes into its checkpoints. None: as many as the block's output has, standardised.
 

@@ -53,13 +53,15 @@ class ReActNet18(ReActNet):
             of your own.
         binary_shortcut: binarise the 1x1 convolutions of the shortcuts too when the weights are binary; None: only with
             `reference`. ReActNet's authors keep them real, the public BN-free code does not.
+        blocks_per_stage: residual units of each of the four stages, four numbers of at least 1; null: 4 in each.
         lean: compute the same with less: each residual unit keeps one tensor for the backward pass and recomputes the
             rest, see `bnfree.lean`; False: the plain composition of modules. Also an attribute, to be set at any time.
         fast: fast modes of the lean path, see `bnfree.lean.fast`: `int8_forward` (CPU, 8 bits) and `half_forward` (GPU,
             float16) run binary convolutions with the same results bit for bit; `bf16_backward` computes gradients of
             binary convolutions in bfloat16, within 0.3 %; `half_saved` keeps half the bytes for the backward pass,
             within 0.03 %. Also an attribute.
-        head: from pooled features to logits: `linear`, `cosine`, or the dotted path of your own, see `bnfree.heads`.
+        head: from pooled features to logits: `linear`, `cosine`, `equiangular`, `grassmann`, or the dotted path of your
+            own, see `bnfree.heads`.
         features_only: give the feature maps of all stages in place of logits, and have no head; `feature_info` has
             their channels and reductions. Weights of a whole network load strictly.
         weight_estimator: gradient estimator of binary weights, by the same names; null: the identity through

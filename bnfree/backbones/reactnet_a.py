@@ -60,7 +60,8 @@ class ReActNetA(ReActNet):
             float16) run binary convolutions with the same results bit for bit; `bf16_backward` computes gradients of
             binary convolutions in bfloat16, within 0.3 %; `half_saved` keeps half the bytes for the backward pass,
             within 0.03 %. Also an attribute.
-        head: from pooled features to logits: `linear`, `cosine`, or the dotted path of your own, see `bnfree.heads`.
+        head: from pooled features to logits: `linear`, `cosine`, `equiangular`, `grassmann`, or the dotted path of your
+            own, see `bnfree.heads`.
         features_only: give the feature maps of all stages in place of logits, and have no head; `feature_info` has
             their channels and reductions. Weights of a whole network load strictly.
         weight_estimator: gradient estimator of binary weights, by the same names; null: the identity through

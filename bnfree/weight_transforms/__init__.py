@@ -2,8 +2,8 @@
 
 A transform is a class of modules whose constructor takes nothing, from a weight (O, I, kH, kW) to one of that shape, or
 a plain function of that kind. It acts before standardisation and mask, on the convolutions that can be binary, and is
-there with real and with binary weights, so that step 2 loads step 1 strictly. Parameters of its own are trained without
-weight decay.
+there with real and with binary weights, so that step 2 loads step 1 strictly. Parameters of its own are trained
+without weight decay, unless `weight_decay_on` is `all`.
 """
 
 from __future__ import annotations

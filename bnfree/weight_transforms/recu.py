@@ -1,6 +1,8 @@
 """ReCU: latent weights that are bounded, so that those in the tails can flip, too.
 
-Source: Xu et al., "ReCU: Reviving the Dead Weights in Binary Neural Networks" (ICCV 2021, arXiv 2103.12369).
+Source: Xu et al., "ReCU: Reviving the Dead Weights in Binary Neural Networks" (ICCV 2021, arXiv 2103.12369) and its
+code (github.com/z-hXu/ReCU). Deviation: each filter has a bound of its own, where in the code a layer has one. Filters
+have one standard deviation when they are bounded, so that only their mean sizes make the bounds differ.
 """
 
 from __future__ import annotations

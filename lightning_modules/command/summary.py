@@ -150,7 +150,10 @@ def _totals(cost: NetworkCost, file_size: int | None) -> str:
     size = file_size and (f"{file_size / 1e6:.2f} MB" if file_size >= 1e6 else f"{file_size / 1e3:.0f} kB")
     rows += [
         ("Storage", f"{sizes}: {ratio:.1f} times smaller"),
-        ("", "binary weights 1 bit (2 where filters are pruned in part), weights of real layers 16 bits, other numbers 32 bits"),
+        (
+            "",
+            "binary weights 1 bit (2 where filters are pruned in part), weights of real layers 16 bits, other numbers 32 bits",
+        ),
         *(
             [("", f"as a file of bnfree export, with real convolutions in 32 bits and a header: {size}")]
             if size
