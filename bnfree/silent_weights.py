@@ -33,8 +33,8 @@ def silence_gradient(layer: BinaryConv2d, silent: Tensor) -> Tensor:
 
     s is 1 for silent weights and P takes away what the layer does not see, the parts along c and along a constant, over
     the survivors of a filter. It is var(w) times the gradient of half the sum of the silent weights' squares, in
-    units of the filter's standard deviation. A filter in which all are silent is left alone, since to decay it as a whole would only shorten it, and
-    a sign changes at the filter's mean and not at 0.
+    units of the filter's standard deviation. A filter in which all are silent is left alone, since to decay it as a
+    whole would only shorten it, and a sign changes at the filter's mean and not at 0.
 
     Args:
         layer: a convolution without a `weight_transform`.

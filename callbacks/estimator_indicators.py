@@ -22,8 +22,8 @@ class EstimatorIndicators(Callback):
 
     Source: ReSTE (Wu et al., ICCV 2023). Over the binary convolutions,
 
-        error        sum over layers of ||f(w) - sign(w)||_2, w the argument of the weight estimator: the weight in units
-                     of its standard deviation, in plain layers sqrt(fan-in) times the weight
+        error        sum over layers of ||f(w) - sign(w)||_2, w the argument of the weight estimator: the weight in
+                     units of its standard deviation, in plain layers sqrt(fan-in) times the weight
         instability  sum over layers of the variance of |gradient| of the latent weight
 
     f is what the estimator's slope is the derivative of, its `surrogate`; the identity through clamp(w, -1, 1) where no

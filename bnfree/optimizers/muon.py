@@ -17,8 +17,9 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 class Muon(Optimizer):
     """Orthogonalised momentum for the weights of convolutions, as matrices (filters, fan-in); Adam for all else.
 
-    `torch.optim.Muon` takes matrices only, and does to them what this one does to flattened convolutions. Gains, shifts, slopes and classifiers
-    are Adam's, with a learning rate of their own, which the schedule moves in the same proportion.
+    `torch.optim.Muon` takes matrices only, and does to them what this one does to flattened convolutions. Gains,
+    shifts, slopes and classifiers are Adam's, with a learning rate of their own, which the schedule moves in the same
+    proportion.
 
     Source: Jordan et al., github.com/KellerJordan/Muon; three Newton-Schulz steps and momentum 0.6 are those of its use
     for CIFAR-10 (airbench).

@@ -152,7 +152,8 @@ def _totals(cost: NetworkCost, file_size: int | None) -> str:
         ("Storage", f"{sizes}: {ratio:.1f} times smaller"),
         (
             "",
-            "binary weights 1 bit (2 where filters are pruned in part), weights of real layers 16 bits, other numbers 32 bits",
+            "binary weights 1 bit (2 where filters are pruned in part), weights of real layers 16 bits, "
+            "other numbers 32 bits",
         ),
         *(
             [("", f"as a file of bnfree export, with real convolutions in 32 bits and a header: {size}")]

@@ -52,8 +52,8 @@ class DistilledClassifier(ImageClassifier):
         correct_teacher: for images on which the teachers together err, soft is in part replaced by the cross-entropy to
             the label: wholly at first, no longer at the end, along a cosine (`corrected_distillation_loss`).
         discriminator_weight: by what the loss of a discriminator between the teachers' logits (their mean) and the
-            student's is multiplied and added to soft (MEAL V2; `bnfree.discriminator`); 0: there is none. It is part of the
-            checkpoint, and not of the backbone.
+            student's is multiplied and added to soft (MEAL V2; `bnfree.discriminator`); 0: there is none. It is part of
+            the checkpoint, and not of the backbone.
         discriminator_lr: its learning rate; it has a group of its own in the optimizer, and no gradient clipping.
         adversarial: the student learns to be taken for the teacher. False, as in the public code of MEAL V2: both
             learn to be told apart.

@@ -109,8 +109,8 @@ class ImageClassifier(LightningModule):
         base_batch_size: images of one optimizer step for which the learning rate is meant.
         rescale_on_resume: a run that goes on from a checkpoint keeps the factor of the checkpoint; true: takes that of
             its own batch size, if it runs on another number of processes, say.
-        loss: what training minimises: `cross_entropy`, `comp_sum`, or the dotted path of your own function or class, from
-            logits (N, num_classes) and labels (N,) to a number. `val/loss` and `test/loss` stay the cross-entropy.
+        loss: what training minimises: `cross_entropy`, `comp_sum`, or the dotted path of your own function or class,
+            from logits (N, num_classes) and labels (N,) to a number. `val/loss` and `test/loss` stay the cross-entropy.
 
     Raises:
         InputError: a value out of range; at the start of a run also a backbone that does not fit the data.
