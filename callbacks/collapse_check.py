@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -100,14 +100,16 @@ class CollapseCheck(Callback):
         if wanted and not shards_parameters(trainer):
             network = uncompiled(backbone_of(pl_module))
             self._say(trainer, [*_one_sided(network, images), *_dead(network)])
-            self._say(trainer, list(_guessing(trainer, network, "val/loss")))
+            self._say(trainer, list(_guessing(trainer.callback_metrics, network, "val/loss")))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Looks at the epoch's loss, and whether weights have moved."""
+        # In all processes: whoever asks first adds up what all have logged, and waits for the others.
+        metrics = trainer.callback_metrics
         if trainer.is_global_zero and not shards_parameters(trainer):
             network = uncompiled(backbone_of(pl_module))
             own = getattr(pl_module, "loss_of_guessing", None)
-            self._say(trainer, list(_guessing(trainer, network, "train/loss", own)))
+            self._say(trainer, list(_guessing(metrics, network, "train/loss", own)))
         signs, self._signs = self._signs, {}
         # Below, rates of a schedule's end let signs come to rest; so may one batch.
         if not signs or not self._rates or self._rates[-1] < STILL_LEARNING * max(self._rates):
@@ -158,9 +160,9 @@ def _dead(network: nn.Module) -> Iterator[tuple[str, list[str], str]]:
 
 
 def _guessing(
-    trainer: Trainer, network: nn.Module, name: str, own: Callable[[], float | None] | None = None
+    metrics: Mapping[str, Tensor], network: nn.Module, name: str, own: Callable[[], float | None] | None = None
 ) -> Iterator[tuple[str, list[str], str]]:
-    classes, loss = getattr(network, "num_classes", None), trainer.callback_metrics.get(name)
+    classes, loss = getattr(network, "num_classes", None), metrics.get(name)
     if loss is None or not isinstance(classes, int) or classes < 2:
         return
     chance = math.log(classes)
@@ -169,7 +171,7 @@ def _guessing(
     # Asked for only now: the loss may be anybody's, and calling it is more than to observe.
     guessing = chance if own is None else own()
     if guessing is not None and float(loss) > WORSE_THAN_GUESSING * guessing:
-        after = trainer.callback_metrics.get("val/loss")
+        after = metrics.get("val/loss")
         # Validation comes last in an epoch.
         what = "training diverges"
         if name == "train/loss" and after is not None and float(after) < chance:

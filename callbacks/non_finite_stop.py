@@ -231,7 +231,9 @@ class NonFiniteStop(Callback):
 
 def _finite_and(check: Callable[..., bool], trainer: Trainer, current: Tensor | None = None) -> bool:
     """The checkpoint callback's own rule for finite metrics; others are never among the best."""
-    return (current is None or _is_finite(current)) and check(trainer, current)
+    # Each process may have a metric of its own, and all of them save or none does.
+    finite = trainer.strategy.reduce_boolean_decision(current is None or _is_finite(current))
+    return finite and check(trainer, current)
 
 
 def _is_finite(value: Any) -> bool:

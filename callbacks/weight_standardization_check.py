@@ -90,12 +90,10 @@ class WeightStandardizationCheck(Callback):
         if not self._layers or trainer.global_step == self._last_step:
             return
         self._last_step = trainer.global_step
-        # Every process holds the same weights; all of them must stop, or the others would wait for the one that did.
-        if not trainer.is_global_zero and self.action != "raise":
-            return
+        # In all processes, which hold the same weights: if one stops all must, or they would wait for it, and other
+        # callbacks may follow the figures.
         statistics = [weight_statistics(layer, name) for name, layer in self._layers.items()]
-        if trainer.is_global_zero:
-            self._log(trainer, statistics)
+        self._log(trainer, statistics)
         if self.action == "log":
             return
         problems = {(s.name, kind): text for s in statistics for kind, text in s.problems(self.tolerance).items()}
@@ -109,7 +107,7 @@ class WeightStandardizationCheck(Callback):
     def _log(self, trainer: Trainer, statistics: list[WeightStatistics]) -> None:
         figures = summarize(statistics)
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in figures.items()})
-        for logger in trainer.loggers:
+        for logger in trainer.loggers if trainer.is_global_zero else ():
             logger.log_metrics(figures, step=trainer.global_step)
 
 

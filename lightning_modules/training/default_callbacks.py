@@ -9,7 +9,6 @@ from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressBar
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.nn import UninitializedParameter
 from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -92,10 +91,12 @@ class EpochLines(Callback):
         """Starts the clock of an epoch."""
         self._start = time.monotonic()
 
-    @rank_zero_only
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the line, with the metrics of training and validation."""
+        # In all processes: whoever asks first adds up what all have logged, and waits for the others.
         metrics = trainer.callback_metrics
+        if not trainer.is_global_zero:
+            return
         names = sorted(name for name in metrics if name.startswith(("train/", "val/")))
         shown = "  ".join(f"{name} {float(metrics[name]):.4f}" for name in names)
         total = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
