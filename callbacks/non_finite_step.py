@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from bnfree.callbacks.strategies import shards_parameters
@@ -135,8 +135,21 @@ def _look(pl_module: LightningModule, step: Callable[[], Any], batch: Any) -> No
         loss = output["loss"] if isinstance(output, dict) else output
         return loss if isinstance(loss, Tensor) else torch.zeros(())
 
-    with _without_logging(pl_module):
+    with _without_logging(pl_module), _own_statistics(pl_module):
         return first_non_finite(pl_module, run, batch)
+
+
+@contextmanager
+def _own_statistics(pl_module: LightningModule) -> Iterator[None]:
+    """Synchronised batch norm without the other processes, which find the place earlier, later or not at all."""
+    layers = [module for module in pl_module.modules() if isinstance(module, nn.SyncBatchNorm)]
+    for layer in layers:
+        layer.__dict__["forward"] = partial(nn.BatchNorm2d.forward, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("forward", None)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from bnfree.callbacks import AdaptiveGradientClipping, NonFiniteStop, non_finite_stop
-from bnfree.callbacks.non_finite_step import replay
+from bnfree.callbacks.non_finite_step import Step, replay, where
 from bnfree.diagnostics import NonFinite
 from bnfree.errors import InputError, NonFiniteError
 
@@ -296,6 +296,26 @@ def test_sound_trainings_are_left_alone(classifier, make_trainer):
         make_trainer(*callbacks).fit(modules[-1], loader(), loader())
     for other in modules[1:]:
         assert all(map(torch.equal, modules[0].state_dict().values(), other.state_dict().values()))
+
+
+def test_the_place_is_found_without_the_other_processes(classifier, make_trainer, tmp_path):
+    """They may have another place or none, and wait for nobody: batch norm takes this process's statistics alone."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.SyncBatchNorm(6), nn.Linear(6, 10))
+    network[3].weight.data.fill_(3e38)
+    module, step = classifier(network), Step(0)
+    step.add(module, loader().dataset[:4], 0, 0)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        # Synchronised batch norm refuses a CPU where it would ask the others.
+        with pytest.raises(ValueError, match="expected input tensor to be on GPU"):
+            network(torch.zeros(4, 3, 8, 8))
+        place, batch = where(make_trainer(), module, step)
+        with pytest.raises(ValueError, match="expected input tensor to be on GPU"):
+            network(torch.zeros(4, 3, 8, 8))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert place == NonFinite("output", "backbone.3")
+    assert batch is step.batches[0]
 
 
 def test_mistakes():
