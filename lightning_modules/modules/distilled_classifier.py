@@ -175,7 +175,8 @@ class DistilledClassifier(ImageClassifier):
         if self.discriminator is not None:
             teacher = torch.stack(taught).mean(0)
             told_apart = discriminator_loss(self.discriminator, logits, teacher, self.adversarial)
-            self.log("train/discriminator_loss", told_apart.detach(), on_step=False, on_epoch=True)
+            told = told_apart.detach()
+            self.log("train/discriminator_loss", told, on_step=False, on_epoch=True, sync_dist=True)
             soft = soft + self.discriminator_weight * told_apart
         if self.hard_label_weight == 0:
             return soft

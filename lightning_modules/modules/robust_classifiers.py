@@ -76,7 +76,8 @@ class AdversarialClassifier(ImageClassifier):
         finally:
             if branches:
                 set_branch(network, CLEAN)
-        self.log("train/adversarial_loss", adversarial.detach(), on_step=False, on_epoch=True, batch_size=len(images))
+        options = {"batch_size": len(images), "sync_dist": True}
+        self.log("train/adversarial_loss", adversarial.detach(), on_step=False, on_epoch=True, **options)
         return 0.5 * (self.loss(logits, labels) + adversarial)
 
 
@@ -140,7 +141,8 @@ class FeatureAttackClassifier(ImageClassifier):
         changed = self.loss(self._tail(features + change), labels)
         if self.normalize:
             clean = self.loss(self._tail(with_statistics_of(features, features + change)), labels)
-        self.log("train/adversarial_loss", changed.detach(), on_step=False, on_epoch=True, batch_size=len(images))
+        options = {"batch_size": len(images), "sync_dist": True}
+        self.log("train/adversarial_loss", changed.detach(), on_step=False, on_epoch=True, **options)
         return 0.5 * (clean + changed)
 
 
