@@ -169,7 +169,9 @@ class TeacherLogits:
                 for part in parts:
                     part.unlink(missing_ok=True)
         except BaseException as error:
-            for unfinished in (parts[trainer.global_rank], self.folder / f"{name}.unfinished"):
+            # The first process ends the others, which would leave their parts behind.
+            own = parts if trainer.is_global_zero else [parts[trainer.global_rank]]
+            for unfinished in (*own, self.folder / f"{name}.unfinished"):
                 unfinished.unlink(missing_ok=True)
             if is_full_disk(error):
                 raise full_disk(self._path(variant)) from error

@@ -1,6 +1,8 @@
 import copy
 import json
 import re
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -257,3 +259,37 @@ def test_a_file_of_another_form_is_refused(tmp_path, tensors, made_with):
     cache._made_with, cache._variants = {"teachers": ["one"]}, 1
     with pytest.raises(InputError, match="is damaged"):
         cache._check(0)
+
+
+class FirstOfTwo:
+    """The strategy of the first of two processes; the other one has written its part, and is ended at any moment."""
+
+    def __init__(self, data, folder):
+        self.data, self.folder = data, folder
+
+    def broadcast(self, value):
+        return value
+
+    def batch_to_device(self, batch):
+        return self.data.on_after_batch_transfer(batch, 0)
+
+    def barrier(self, name):
+        (part,) = self.folder.glob(".*.0.unfinished")
+        shutil.copy(part, str(part).replace(".0.unfinished", ".1.unfinished"))
+
+
+def test_the_first_process_leaves_nothing_of_the_others_where_it_cannot_write(make_trainer, tmp_path):
+    images, cache = data(), TeacherLogits(str(tmp_path))
+    images.setup("fit")
+    teacher = Teacher(network=Linear(1))
+    teacher.load(10, (1, 16, 16))
+    trainer = SimpleNamespace(
+        strategy=FirstOfTwo(images, tmp_path), world_size=2, global_rank=0, is_global_zero=True, datamodule=images,
+        precision="32-true", precision_plugin=make_trainer().precision_plugin,
+    )  # fmt: skip
+    module = SimpleNamespace(trainer=trainer, current_epoch=0)
+    cache.prepare(module, [teacher])
+    (tmp_path / "variant-000.safetensors").mkdir()
+    with pytest.raises(InputError, match="cannot be written to"):
+        cache.select(module, [teacher])
+    assert [path.name for path in tmp_path.iterdir()] == ["variant-000.safetensors"]
