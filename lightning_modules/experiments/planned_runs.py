@@ -11,6 +11,7 @@ import yaml
 from lightning.pytorch import LightningModule
 
 from bnfree.errors import InputError
+from bnfree.lightning_modules.experiments.files import barrier
 from bnfree.lightning_modules.experiments.stage_results import StageResult, read_result, write_result
 from bnfree.lightning_modules.training.fit import fit
 from bnfree.lightning_modules.training.messages import say
@@ -126,3 +127,5 @@ def carry_out(plan: PlannedRun, number: str) -> None:
     say(f"{title}: {plan.command}")
     resumed = last if last.is_file() else None
     write_result(folder, fit(FitSettings([plan.parsed.settings], run_dir=folder, ckpt_path=resumed)))
+    # The others read the result that the first process has written.
+    barrier()

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bnfree.errors import InputError
-from bnfree.lightning_modules.experiments.files import validation_accuracies
+from bnfree.lightning_modules.experiments.files import barrier, validation_accuracies
 from bnfree.lightning_modules.experiments.lottery.level_results import (
     FINISHED,
     TICKET,
@@ -176,12 +174,6 @@ def _result(plan: LotteryPlan, level: Level, trained: FitResult, ticket: Ticket 
         weights_checksum=weights_checksum(network_state(checkpoint, network)),
         directory=level.directory,
     )
-
-
-def barrier() -> None:
-    """Waits until all processes are here; returns at once before any of them has met the others."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
 
 
 def wait_for(path: Path) -> None:
