@@ -145,11 +145,13 @@ INLINE vector end(vector total, vector sum)
 /* For 16 outputs of `pixels` neighbours, how many of the inputs that their weights meet have the other sign.
 
    in: the first pixel's first tap; in_row and in_pixel words lead to the next row and to the next pixel.
-   weights, masks: [tap row][step][16], a step being a word of a tap; masks is NULL where all weights survive. */
+   weights, masks: [tap row][step][filters], a step being a word of a tap; masks is NULL where all weights survive.
+   filters: at most 16. What is counted for outputs beyond them means nothing: a vector reads what lies behind. */
 INLINE void count(const int pixels, const int masked, const uint32_t *in, size_t in_row, size_t in_pixel,
-                  const uint32_t *weights, const uint32_t *masks, int tap_rows, int steps, int32_t *differing)
+                  const uint32_t *weights, const uint32_t *masks, int tap_rows, int steps, int filters,
+                  int32_t *differing)
 {
-    for (int lane = 0; lane < BLOCK; lane += LANES) {
+    for (int lane = 0; lane < filters; lane += LANES) {
         vector total[PIXELS], sum[PIXELS];
         for (int p = 0; p < pixels; p++)
             total[p] = spread(0);
@@ -159,7 +161,7 @@ INLINE void count(const int pixels, const int masked, const uint32_t *in, size_t
                 for (int p = 0; p < pixels; p++)
                     sum[p] = begin(total[p]);
                 for (int step = from; step < to; step++) {
-                    const size_t place = ((size_t)row * (size_t)steps + (size_t)step) * BLOCK + (size_t)lane;
+                    const size_t place = ((size_t)row * (size_t)steps + (size_t)step) * (size_t)filters + (size_t)lane;
                     const vector weight = load(weights + place);
                     const uint32_t *word = in + (size_t)row * in_row + step;
                     for (int p = 0; p < pixels; p++) {

@@ -50,23 +50,67 @@ static void shortcut_row(const struct unit *u, int row, value *residual)
         }
 }
 
+/* The filters of 16 outputs: how many, and the number of the first one in its unit. */
+struct filters {
+    int count, first;
+    uint32_t there;
+};
+
+INLINE struct filters filters_of(const struct unit *u, int block, int first)
+{
+#if FILTERS_LEFT_OUT
+    struct filters found = {0, first, u->there[block]};
+    for (uint32_t there = found.there; there != 0; there &= there - 1)
+        found.count++;
+#else
+    const struct filters found = {BLOCK, first, 0xffffu};
+    (void)u;
+    (void)block;
+#endif
+    return found;
+}
+
+#if FILTERS_LEFT_OUT
+/* Moves what was counted to its outputs, in place, 0 to those without a filter; gives the sums where nothing differs. */
+INLINE const base_number *spread_out(struct filters filters, const base_number *base, int32_t *differing,
+                                     base_number *own)
+{
+    if (filters.count == BLOCK)
+        return base;
+    for (int o = BLOCK - 1, from = filters.count; o >= 0; o--) {
+        const int there = filters.there >> o & 1;
+        from -= there;
+        own[o] = 0;
+        if (there)
+            own[o] = base[from];
+        differing[o] = there ? differing[from] : 0;
+    }
+    return own;
+}
+#endif
+
 /* 16 outputs of a unit in `pixels` neighbouring columns. */
-INLINE void unit_tile(const int pixels, const struct unit *u, int block, int row, int column, const uint32_t *weights,
-                      const uint32_t *masks, const uint32_t *in, size_t in_row, int tap_rows, const value *residual,
-                      value *output, uint32_t *next)
+INLINE void unit_tile(const int pixels, const struct unit *u, int block, struct filters filters, int row, int column,
+                      const uint32_t *weights, const uint32_t *masks, const uint32_t *in, size_t in_row, int tap_rows,
+                      const value *residual, value *output, uint32_t *next)
 {
     const int steps = u->kernel_size * u->words, pixel = u->blocks * BLOCK;
     const size_t in_pixel = (size_t)(u->stride * u->words);
-    const base_number *base = u->base + (size_t)u->row_cases[row] * (size_t)u->cases * (size_t)pixel + block * BLOCK;
+    const base_number *base = u->base + (size_t)(u->row_cases[row] * u->cases) * (size_t)u->filters + filters.first;
     int32_t differing[PIXELS * BLOCK];
+    in += (size_t)column * in_pixel;
     if (masks == NULL)
-        count(pixels, 0, in + (size_t)column * in_pixel, in_row, in_pixel, weights, masks, tap_rows, steps, differing);
+        count(pixels, 0, in, in_row, in_pixel, weights, masks, tap_rows, steps, filters.count, differing);
     else
-        count(pixels, 1, in + (size_t)column * in_pixel, in_row, in_pixel, weights, masks, tap_rows, steps, differing);
+        count(pixels, 1, in, in_row, in_pixel, weights, masks, tap_rows, steps, filters.count, differing);
     for (int p = 0; p < pixels; p++) {
         const int place = (column + p) * pixel + block * BLOCK;
-        const uint32_t bits = finish(u, block, base + u->column_cases[column + p] * pixel, differing + p * BLOCK,
-                                     residual + place, output + place);
+        const base_number *same = base + u->column_cases[column + p] * u->filters;
+#if FILTERS_LEFT_OUT
+        base_number own[BLOCK];
+        same = spread_out(filters, same, differing + p * BLOCK, own);
+#endif
+        const uint32_t bits = finish(u, block, same, differing + p * BLOCK, residual + place, output + place);
         if (u->next_words > 0)
             put(next + (column + p) * u->next_words, block, bits);
     }
@@ -78,7 +122,7 @@ static void unit_row(const struct unit *u, int row)
     const int first = top < 0 ? -top : 0;
     const int last = u->height - top < u->kernel_size ? u->height - top : u->kernel_size;
     const size_t in_row = (size_t)((u->width + 2 * padding) * u->words);
-    const size_t tap_row = (size_t)(u->kernel_size * u->words) * BLOCK;
+    const size_t tap_row = (size_t)(u->kernel_size * u->words);
     const uint32_t *in = words + u->bits + (size_t)(top + first) * in_row;
     uint32_t *next = words + u->next_bits;
     value *output = values + (size_t)row * (size_t)(u->columns * u->blocks * BLOCK);
@@ -92,18 +136,20 @@ static void unit_row(const struct unit *u, int row)
         shortcut_row(u, row, values + u->scratch);
         residual = values + u->scratch;
     }
-    for (int block = 0; block < u->blocks; block++) {
-        const size_t skipped = (size_t)(block * u->kernel_size + first) * tap_row;
+    for (int block = 0, before = 0; block < u->blocks; block++) {
+        const struct filters filters = filters_of(u, block, before);
+        const size_t skipped = (size_t)(before * u->kernel_size + first * filters.count) * tap_row;
         const uint32_t *weights = u->weights + skipped, *masks = u->masks == NULL ? NULL : u->masks + skipped;
         int column = 0;
 #define TILES(n) \
         for (; PIXELS >= (n) && column + (n) <= u->columns; column += (n)) \
-            unit_tile(PIXELS >= (n) ? (n) : 1, u, block, row, column, weights, masks, in, in_row, last - first, \
-                      residual, output, next)
+            unit_tile(PIXELS >= (n) ? (n) : 1, u, block, filters, row, column, weights, masks, in, in_row, \
+                      last - first, residual, output, next)
         TILES(8);
         TILES(4);
         TILES(2);
         TILES(1);
+        before += filters.count;
     }
 }
 

@@ -17,6 +17,7 @@ from bnfree.packing.c_source.tables import Tables, string
 from bnfree.packing.info import NetworkInfo
 from bnfree.packing.layers import PackedLayers, PackedUnit
 from bnfree.packing.numba_layout import UnitLayout
+from bnfree.packing.numba_layout import filled as filled_array
 from bnfree.packing.pixels import Normalization
 
 HERE = Path(__file__).parent
@@ -60,6 +61,7 @@ class CSource:
         self.arena: Arena = plan(layers, *self.shape[1:])
         self._tables = Tables()
         self._arithmetic = ARITHMETICS[arithmetic](layers, self.arena, self.shape, self.normalization, self._tables)
+        self._left_out = any(bool((unit.weight.scale == 0).any()) for unit in layers.units)
         self._macros: dict[str, int] = self._arithmetic.stem()
         pairs = zip(layers.units, self.arena.units, strict=True)
         units = [self._unit(index, unit, place) for index, (unit, place) in enumerate(pairs)]
@@ -113,15 +115,14 @@ class CSource:
     def _title(self) -> str:
         channels, height, width = self.shape
         return (
-            f"{self.layers.architecture} for images of {height}x{width}x{channels}, {self.layers.num_classes} classes, "
-            "written by bnfree."
+            f"{_plain(self.layers.architecture)} for images of {height}x{width}x{channels}, "
+            f"{self.layers.num_classes} classes, written by bnfree."
         )
 
     def _origin(self) -> str:
         source = self.info.source_run
-        plain = "".join(c for c in source or "" if c.isalnum() or c in "-_./ ")
         accuracy = "" if self.info.accuracy is None else f" Accuracy of the network: {self.info.accuracy:.2%}."
-        return f"From {plain.replace('*/', '')}.{accuracy}" if source else f"A binary network.{accuracy}"
+        return f"From {_plain(source)}.{accuracy}" if source else f"A binary network.{accuracy}"
 
     def _preamble(self) -> str:
         number = self._arithmetic.number
@@ -142,7 +143,7 @@ class CSource:
         out_channels = self.layers.units[-1].weight.shape[0]
         channels, height, width = self.shape
         return {
-            "FIXED_POINT": int(self.arithmetic == "fixed"),
+            "FIXED_POINT": int(self.arithmetic == "fixed"), "FILTERS_LEFT_OUT": int(self._left_out),
             "HEIGHT": height, "WIDTH": width, "CHANNELS": channels, "CLASSES": self.layers.num_classes,
             "VALUES": arena.values, "WORDS": arena.words, "UNITS": len(self.layers.units),
             "STEM_SIZE": stem.weight.values.shape[-1], "STEM_STRIDE": stem.stride, "STEM_POOL": int(stem.pool),
@@ -155,7 +156,8 @@ class CSource:
         }  # fmt: skip
 
     def _base_type(self) -> str:
-        largest = max(int(np.prod(unit.weight.shape[1:])) for unit in self.layers.units)
+        # A tap outside of the image counts twice: its words of zeros are taken for -1, which is taken back.
+        largest = max(2 * int(np.prod(unit.weight.shape[1:])) for unit in self.layers.units)
         return "int16_t" if largest < 1 << 15 else "int32_t"
 
     def _unit(self, index: int, unit: PackedUnit, place: UnitPlace) -> str:
@@ -166,19 +168,25 @@ class CSource:
         out_channels, in_channels, kernel_size, _ = unit.weight.shape
         blocks, words = filled(out_channels) // BLOCK, filled(in_channels, WORD) // WORD
         (row_cases, rows), (column_cases, columns) = (layout.cases(s) for s in (place.height, place.width))
-        base = layout.base(row_cases, column_cases)[..., : blocks * BLOCK]
+        # A filter that fills up the last block is one of scale 0, too.
+        there = np.ones((blocks, BLOCK), np.bool_)
+        if self._left_out:
+            there.flat = filled_array(unit.weight.scale.numpy() != 0, 0, blocks * BLOCK)
+        base = layout.base(row_cases, column_cases)[..., : blocks * BLOCK][..., there.ravel()]
         base = base.astype(np.int16 if self._base_type() == "int16_t" else np.int32)
-        masks = "NULL"
-        if layout.masks is not None:
-            masks = tables.add(f"{name}_masks", SIGNS, _of_blocks(layout.masks, blocks))
+        weights, masks = (
+            "NULL" if words is None else tables.add(f"{name}_{kind}", SIGNS, _of_filters(words, there))
+            for kind, words in (("weights", layout.weights), ("masks", layout.masks))
+        )
         fields = {
-            "weights": tables.add(f"{name}_weights", SIGNS, _of_blocks(layout.weights, blocks)), "masks": masks,
-            "base": tables.share(f"{name}_base", SURROUNDINGS, base),
+            "weights": weights, "masks": masks,
+            "base": tables.share(f"{name}_base", SURROUNDINGS, base if base.size else np.zeros(1, base.dtype)),
             "row_cases": tables.share(f"{name}_rows", SURROUNDINGS, rows.astype(np.uint8)),
             "column_cases": tables.share(f"{name}_columns", SURROUNDINGS, columns.astype(np.uint8)),
             **dict.fromkeys(("projection", "signs", "survivors", "projection_scale"), "NULL"),
             **self._arithmetic.unit(index, layout, blocks), "height": place.height, "width": place.width,
             "rows": place.rows, "columns": place.columns, "channels": in_channels, "outputs": out_channels,
+            "filters": int(there.sum()),
             "in_blocks": filled(in_channels) // BLOCK, "blocks": blocks, "words": words, "kernel_size": kernel_size,
             "stride": unit.stride, "cases": len(column_cases), "computed": int(place.computed),
             "backward": int(place.backward),
@@ -186,13 +194,24 @@ class CSource:
             "next_words": 0 if following is None else filled(out_channels, WORD) // WORD,
             "scratch": place.scratch, "bits": place.bits, "next_bits": place.next_bits,
         }  # fmt: skip
+        if self._left_out:
+            numbers = (there << np.arange(BLOCK)).sum(1).astype(np.uint16)
+            fields["there"] = tables.share(f"{name}_there", SIGNS, numbers)
         return "    {" + ", ".join(f".{key} = {value}" for key, value in fields.items()) + "},"
 
 
-def _of_blocks(words: NDArray[np.uint32], blocks: int) -> NDArray[np.uint32]:
-    """(blocks of 32 outputs, taps, words, 32) as (blocks, taps, words, 16)."""
+def _of_filters(words: NDArray[np.uint32], there: NDArray[np.bool_]) -> NDArray[np.uint32]:
+    """(blocks of 32 outputs, taps, words, 32) as (taps, words, filters that are there) of each block of 16 outputs."""
     halves = words.reshape(*words.shape[:3], 2, BLOCK).transpose(0, 3, 1, 2, 4)
-    return halves.reshape(-1, *words.shape[1:3], BLOCK)[:blocks]
+    blocks = halves.reshape(-1, *words.shape[1:3], BLOCK)
+    found = [block[..., own].ravel() for block, own in zip(blocks, there, strict=False)]
+    # Whoever computes 16 filters at once reads that many words, however few are left.
+    return np.concatenate(found if there.all() else [*found, np.zeros(BLOCK, np.uint32)])
+
+
+def _plain(text: str) -> str:
+    """What of a text can stand in a comment, whoever wrote it: nothing that ends one."""
+    return "".join(c for c in text if c.isalnum() or c in "-_./ ")
 
 
 def _read(name: str) -> str:

@@ -1,6 +1,7 @@
 """Packed networks in C: sums and thresholds bit by bit, whole networks, memory, compilers and sanitizers."""
 
 import os
+import re
 from dataclasses import replace
 
 import pytest
@@ -73,11 +74,12 @@ def exact_units(draw):
         elif kind != "none":
             values = among(*((-1, 0, 1) if kind == "pruned" else (-1, 1)), size=(out_channels, channels, 1, 1))
             projection = TernaryWeight.from_values(values, among(0.5, 1.0, size=(out_channels,)))
+        scales = (0.25, 0.5, 1.0) if draw(st.booleans()) else (0.0, 0.5)
         rprelu = [among(-1.0, -0.25, 0.5, 2.0, size=(out_channels,)) for _ in range(3)]
         units.append(
             PackedUnit(
                 thresholds=among(-1.0, -0.25, 0.0, 0.125, 1.0, size=(channels,)),
-                weight=TernaryWeight.from_values(signs, among(0.25, 0.5, 1.0, size=(out_channels,))),
+                weight=TernaryWeight.from_values(signs, among(*scales, size=(out_channels,))),
                 rprelu=torch.stack(rprelu),
                 stride=stride,
                 projection=projection,
@@ -129,6 +131,48 @@ def test_units_of_any_shape_compute_every_number_as_torch_does(tmp_path, flags):
         assert torch.equal(parts.units(trunk), expected)
 
     compare()
+
+
+@pytest.mark.parametrize("flags", [("-O0",), pytest.param(SANITIZED, marks=pytest.mark.slow)], ids=" ".join)
+def test_filters_of_scale_0_take_no_weights_and_change_no_number(tmp_path, flags):
+    generator = torch.Generator().manual_seed(3)
+
+    def unit(filters, pruned=False):
+        scale = torch.zeros(36)
+        scale[list(filters)] = 0.5
+        values = torch.randint(-1, 2, (36, 36, 3, 3), generator=generator)
+        values = values if pruned else 2 * (values > 0) - 1
+        constants = torch.randint(-4, 5, (4, 36), generator=generator) / 4
+        return PackedUnit(constants[0], TernaryWeight.from_values(values, scale), constants[1:], 1, None, 1.0)
+
+    # A block without a filter, blocks with some and with all, a unit without any, and one with all.
+    units = [unit(range(16, 36)), unit(range(0, 36, 3), True), unit([]), unit(range(36)), unit([35])]
+    trunk = torch.randint(-16, 17, (1, 36, 5, 4), generator=generator) / 8
+    layers, info = around(units), info_of(1, 5, 4)
+    parts = Parts(tmp_path, layers, info, *flags)
+    assert torch.equal(parts.units(trunk), nn.Sequential(*(UnpackedUnit(unit) for unit in units))(trunk))
+    a_filter, planes = 9 * 2 * 4, 20 + 2 * 12 + 0 + 36 + 1
+    numbers_of_filters, beyond = 3 * 2 * 5, 16 * 4 * 6
+    assert parts.source.sizes["binary weights"] == a_filter * planes + numbers_of_filters + beyond
+    whole = around([unit(range(36)) for _ in range(5)])
+    assert CSource(whole, info, "net").sizes["binary weights"] == a_filter * 5 * 48
+
+
+def test_sums_of_taps_outside_of_the_image_fit(tmp_path):
+    # Eight of nine taps are outside, and what is there for -1 is taken back: 17 times the channels, above 2^15.
+    channels = 2000
+    weight = TernaryWeight.from_values(torch.ones(1, channels, 3, 3), torch.ones(1))
+    shortcut = TernaryWeight.from_values(torch.ones(1, channels, 1, 1), torch.zeros(1))
+    unit = PackedUnit(torch.zeros(channels), weight, torch.tensor([[0.0], [1.0], [0.0]]), 1, shortcut, 1.0)
+    parts = Parts(tmp_path, around([unit]), info_of(1, 1, 1), "-O0")
+    assert parts.units(torch.ones(1, channels, 1, 1)).item() == channels
+
+
+def test_no_name_in_a_packed_file_ends_a_comment():
+    layers = replace(fold(random_network(0, width=4)), architecture="A */ int injected; /* \n B")
+    source = CSource(layers, info_of(3, 8, 8, source_run="b */ int injected; /*"), "net")
+    for name, text in source.files().items():
+        assert "injected" not in re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL), name
 
 
 def runs_here(flags):

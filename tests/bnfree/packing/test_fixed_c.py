@@ -215,6 +215,13 @@ def test_units_that_no_backbone_has_and_constants_of_any_size(tmp_path):
     compare(tmp_path, random_layers(3), info_of(2, 13, 9), pixels_of(2, 2, 13, 9), "-O0")
 
 
+def test_filters_of_scale_0_are_left_out(tmp_path):
+    layers = random_layers(3)
+    for unit in layers.units:
+        unit.weight.scale[1::2] = 0
+    compare(tmp_path, layers, info_of(2, 13, 9), pixels_of(2, 2, 13, 9), "-O0")
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_no_image_leaves_32_bits(seed):
     # The reference says so itself; extreme images come nearest to it.
