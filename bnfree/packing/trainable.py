@@ -58,7 +58,8 @@ def _unit(name: str, unit: ResidualUnit, packed: PackedUnit) -> dict[str, Tensor
     shift_in, slope, shift_out = packed.rprelu
     state = {
         f"{name}.beta": torch.tensor(beta),
-        f"{name}.rsign.shift": -beta * packed.thresholds.clamp(-LARGEST_THRESHOLD, LARGEST_THRESHOLD),
+        # With a beta of 0 the shift alone decides, and every threshold is one that no activation reaches.
+        f"{name}.rsign.shift": -(beta or 1.0) * packed.thresholds.clamp(-LARGEST_THRESHOLD, LARGEST_THRESHOLD),
         f"{name}.rprelu.shift_in": shift_in.clone(),
         **_slopes(name, unit, slope),
         f"{name}.rprelu.shift_out": shift_out.clone(),
@@ -89,11 +90,18 @@ def _set(
         values = packed.values().float()
         latent = values * layer.weight[0].numel() ** -0.5
         mask = None if packed.survivors is None else values != 0
-        strength = standardize_weight(latent, mask, layer.eps).abs().sum((1, 2, 3)) / (values != 0).sum((1, 2, 3))
+        seen = latent if layer.weight_transform is None else layer.weight_transform(latent)
+        weight = standardize_weight(seen, mask, layer.eps)
+        strength = weight.abs().sum((1, 2, 3)) / (values != 0).sum((1, 2, 3))
         wanted = packed.scale / alpha
         # Standardised weights are never of one sign alone.
         if bool((strength.nan_to_num() < 1e-3).logical_and(wanted > 0).any()):
             raise InputError(f"the packed network has a filter of equal signs at {name}, which no BN-free network has.")
+        if layer.weight_transform is not None and bool((weight * values < 0)[wanted > 0].any()):
+            raise InputError(
+                f"the backbone's weight_transform gives other signs than the packed network has at {name}; give one "
+                "that keeps signs, or none."
+            )
         gain = torch.where(wanted > 0, wanted / strength, 0.0)
         if mask is not None:
             state[f"{name}.mask"] = mask

@@ -81,6 +81,10 @@ def test_networks_that_cannot_hold_them_are_refused():
     ):
         with pytest.raises(InputError, match=words):
             trainable_state_dict(layers, network)
+    # sin(20 w) of weights of +-1/6 has the other sign.
+    narrow = fold(trained(ReActNet18, 4))
+    with pytest.raises(InputError, match="weight_transform gives other signs than the packed network has at body.0.0"):
+        trainable_state_dict(narrow, ReActNet18(num_classes=7, width=4, weight_transform="biper"))
     twin = ReActNet18(num_classes=7, width=8, norm="batch_norm").eval()
     with torch.no_grad():
         for module in twin.modules():
@@ -88,3 +92,17 @@ def test_networks_that_cannot_hold_them_are_refused():
                 module.running_mean.normal_()
     with pytest.raises(InputError, match="stem has a shift"):
         trainable_state_dict(fold(twin), ReActNet18(num_classes=7, width=8))
+
+
+def test_where_beta_is_0_the_shift_alone_decides():
+    network = trained(ReActNetA, 4, stem="cifar")
+    with torch.no_grad():
+        network.body[1][0].beta.zero_()
+        network.body[1][0].rsign.shift[::2] = -1
+    layers = fold(network, "float32")
+    fresh = ReActNetA(num_classes=7, width=4, stem="cifar")
+    fresh.load_state_dict(trainable_state_dict(layers, fresh))
+    batch = images(1, 4, 3, 8, 8)
+    with torch.no_grad():
+        found, expected = fresh.eval()(batch), network.eval()(batch)
+    assert (found - expected).abs().mean() < 0.02 * expected.std()
