@@ -159,13 +159,14 @@ def test_filters_of_scale_0_take_no_weights_and_change_no_number(tmp_path, flags
 
 
 def test_sums_of_taps_outside_of_the_image_fit(tmp_path):
-    # Eight of nine taps are outside, and what is there for -1 is taken back: 17 times the channels, above 2^15.
-    channels = 2000
+    # Six of nine taps are beside the image, and what is there for -1 is taken back: 15 times the channels, above 2^15.
+    channels = 2200
     weight = TernaryWeight.from_values(torch.ones(1, channels, 3, 3), torch.ones(1))
     shortcut = TernaryWeight.from_values(torch.ones(1, channels, 1, 1), torch.zeros(1))
     unit = PackedUnit(torch.zeros(channels), weight, torch.tensor([[0.0], [1.0], [0.0]]), 1, shortcut, 1.0)
-    parts = Parts(tmp_path, around([unit]), info_of(1, 1, 1), "-O0")
-    assert parts.units(torch.ones(1, channels, 1, 1)).item() == channels
+    parts = Parts(tmp_path, around([unit]), info_of(1, 3, 1), "-O0")
+    sums = parts.units(torch.ones(1, channels, 3, 1)).flatten()
+    assert sums.tolist() == [2 * channels, 3 * channels, 2 * channels]
 
 
 def test_no_name_in_a_packed_file_ends_a_comment():
