@@ -76,8 +76,8 @@ class AdversarialClassifier(ImageClassifier):
         finally:
             if branches:
                 set_branch(network, CLEAN)
-        options = {"batch_size": len(images), "sync_dist": True}
-        self.log("train/adversarial_loss", adversarial.detach(), on_step=False, on_epoch=True, **options)
+        value, size = adversarial.detach(), len(images)
+        self.log("train/adversarial_loss", value, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         return 0.5 * (self.loss(logits, labels) + adversarial)
 
 
@@ -141,8 +141,8 @@ class FeatureAttackClassifier(ImageClassifier):
         changed = self.loss(self._tail(features + change), labels)
         if self.normalize:
             clean = self.loss(self._tail(with_statistics_of(features, features + change)), labels)
-        options = {"batch_size": len(images), "sync_dist": True}
-        self.log("train/adversarial_loss", changed.detach(), on_step=False, on_epoch=True, **options)
+        value, size = changed.detach(), len(images)
+        self.log("train/adversarial_loss", value, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         return 0.5 * (clean + changed)
 
 

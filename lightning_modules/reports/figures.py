@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -114,7 +114,7 @@ def save_png(figure: Figure) -> bytes:
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
-        cast(Text, text).set_parse_math(False)
+        text.set_parse_math(False)
     buffer = BytesIO()
     # For those that are made while it is drawn.
     with rc_context({"text.parse_math": False}):

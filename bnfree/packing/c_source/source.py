@@ -171,7 +171,7 @@ class CSource:
         # A filter that fills up the last block is one of scale 0, too.
         there = np.ones((blocks, BLOCK), np.bool_)
         if self._left_out:
-            there.flat = filled_array(unit.weight.scale.numpy() != 0, 0, blocks * BLOCK)
+            there[:] = filled_array(unit.weight.scale.numpy() != 0, 0, blocks * BLOCK).reshape(blocks, BLOCK)
         base = layout.base(row_cases, column_cases)[..., : blocks * BLOCK][..., there.ravel()]
         base = base.astype(np.int16 if self._base_type() == "int16_t" else np.int32)
         weights, masks = (
