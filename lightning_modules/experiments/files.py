@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from bnfree.errors import InputError
@@ -105,9 +104,3 @@ def validation_accuracies(run_directory: Path) -> list[float]:
         return []
     with metrics.open() as file:
         return [float(row["val/acc"]) for row in csv.DictReader(file) if row.get("val/acc")]
-
-
-def barrier() -> None:
-    """Waits until all processes are here; returns at once before any of them has met the others."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()

@@ -11,7 +11,7 @@ import yaml
 from lightning.pytorch import LightningModule
 
 from bnfree.errors import InputError
-from bnfree.lightning_modules.experiments.files import barrier
+from bnfree.lightning_modules.experiments.processes import barrier
 from bnfree.lightning_modules.experiments.stage_results import StageResult, read_result, write_result
 from bnfree.lightning_modules.training.fit import fit
 from bnfree.lightning_modules.training.messages import say

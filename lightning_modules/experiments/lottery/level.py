@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bnfree.errors import InputError
-from bnfree.lightning_modules.experiments.files import barrier, validation_accuracies
+from bnfree.lightning_modules.experiments.files import validation_accuracies
 from bnfree.lightning_modules.experiments.lottery.level_results import (
     FINISHED,
     TICKET,
@@ -25,6 +25,7 @@ from bnfree.lightning_modules.experiments.lottery.level_tickets import (
     write_start,
 )
 from bnfree.lightning_modules.experiments.lottery.plan import LotteryPlan, arguments_of
+from bnfree.lightning_modules.experiments.processes import barrier
 from bnfree.lightning_modules.training.fit import FitResult, fit
 from bnfree.lightning_modules.training.run_directory import discard_start, is_child
 from bnfree.lightning_modules.training.settings import FitSettings
