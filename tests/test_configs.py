@@ -272,6 +272,7 @@ def test_distilled_overlay_learns_from_the_network_of_another_run(data_dir, tmp_
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 def test_finetune_takes_a_run_to_images_of_other_classes(data_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main([*arguments_of("cifar10_small", tmp_path / "first", data_dir), *SMALL_FOLDER]) == 0

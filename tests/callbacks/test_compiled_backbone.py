@@ -64,6 +64,7 @@ def test_training_is_the_same_and_so_are_the_names(compilations):
     assert copy.deepcopy(compiled.backbone)._compiled_call_impl is None
 
 
+@pytest.mark.slow
 def test_options_reach_torch(compilations):
     trained([CompiledBackbone(mode="default", dynamic=False)])
     assert compilations == [{"mode": "default", "fullgraph": False, "dynamic": False}]

@@ -130,6 +130,7 @@ def test_a_trainer_can_send_the_module_to_other_processes(image_folder):
     assert len(epoch_of(data, data.train_dataloader())) == 3
 
 
+@pytest.mark.slow
 def test_lighting_shifts_whole_channels_by_a_few_grey_levels(image_folder):
     folder = image_folder({"train": 6})
     plain, lit = module(folder, lighting=0), module(folder, lighting=0.1)

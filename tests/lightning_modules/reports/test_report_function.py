@@ -43,6 +43,7 @@ def test_one_run_needs_no_list(project):
     assert len(found.groups) == 1
 
 
+@pytest.mark.slow
 def test_a_lottery_is_reported_as_by_its_command(bnfree, tmp_path):
     ours, theirs, third = (
         write_lottery(tmp_path / place / "lot", (0.5,), (0, 1), ("reinit",)) for place in ("python", "command", "both")

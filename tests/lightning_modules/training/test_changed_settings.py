@@ -68,6 +68,7 @@ def test_what_a_checkpoint_cannot_go_on_with_is_one_sentence(fit, project, compl
     assert last.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_longer_run_through_the_command(fit, project):
     fit("--model.lr_scheduler=CosineAnnealingLR", "--run_dir=run")
     fit(

@@ -162,6 +162,7 @@ def test_weights_to_start_from_and_teachers_compare_in_a_fresh_fit(checkpoint, c
             assert bnfree("fit", *model, *data, "--allow_other_classes")[0] == 0
 
 
+@pytest.mark.slow
 def test_checkpoints_without_names_and_classes_that_are_numbers_stay_quiet(run, bnfree, project):
     checkpoint = run / "checkpoints" / "last.ckpt"
     content = torch.load(checkpoint, weights_only=True)

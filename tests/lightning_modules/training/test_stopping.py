@@ -181,6 +181,7 @@ def test_a_handler_of_somebody_else_stays(project):
     assert (called, result.finished) == ([2], True)
 
 
+@pytest.mark.slow
 def test_a_recipe_goes_on_by_the_same_command(bnfree, project):
     (project / "two.yaml").write_text(
         "stages:\n  one: {config: toy.yaml}\n  two: {config: toy.yaml, init_from: null}\n"
