@@ -22,8 +22,8 @@ class FlipSchedule(Callback):
 
     After each optimizer step, w <- w_before + U (w - w_before): for SGD, Adam and their like U times the learning rate,
     weight decay included. U follows the moving average of the share of signs that flipped in a step, counted as
-    `WeightDynamics` counts them. Put it before `LatentSphere`. Logs `signs/flipped_in_step` (that
-    average), `signs/wanted` and `signs/step_factor` (U) when the trainer logs.
+    `WeightDynamics` counts them. Put it before `LatentSphere`. Logs `signs/flipped_in_step` (that average),
+    `signs/wanted` and `signs/step_factor` (U) when the trainer logs.
 
     Source and deviations: see `bnfree.flip_control`.
 

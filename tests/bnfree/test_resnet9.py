@@ -1,4 +1,4 @@
-"""ResNet-9: the published network's size and operations, the images it takes, and that it learns."""
+"""ResNet-9: the published layers, the images it takes, and what it refuses."""
 
 import pytest
 import torch
